@@ -1,0 +1,58 @@
+"""nestmem: continual meta-learning with nested fast and slow memory.
+
+    from nestmem import Episodic, LSTM, NestedMemory, SlowMLP
+    memory = NestedMemory([LSTM(64), Episodic(64, slots=128), SlowMLP(64, period=16)])
+    y, state = memory(x)            # x [B, T, 64]
+    y, state = memory(more, state)
+
+The library needs torch, numpy and safetensors. Environments, learners and the command line live in the checkout.
+"""
+
+from nestmem.consolidation import average_, distill, replay, reptile
+from nestmem.errors import UserError
+from nestmem.memory.base import (
+    Aux,
+    Consolidation,
+    Fields,
+    Item,
+    Memory,
+    MemorySpec,
+    detach,
+    select,
+    state_bytes,
+    state_from_dict,
+    state_to_dict,
+)
+from nestmem.memory.episodic import Episodic
+from nestmem.memory.lstm import LSTM
+from nestmem.memory.registry import build, memories, register
+from nestmem.memory.slow import SlowMLP
+from nestmem.nested import NestedMemory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "Aux",
+    "Consolidation",
+    "Episodic",
+    "Fields",
+    "Item",
+    "Memory",
+    "MemorySpec",
+    "NestedMemory",
+    "SlowMLP",
+    "UserError",
+    "average_",
+    "build",
+    "detach",
+    "distill",
+    "memories",
+    "register",
+    "replay",
+    "reptile",
+    "select",
+    "state_bytes",
+    "state_from_dict",
+    "state_to_dict",
+]

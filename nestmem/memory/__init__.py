@@ -1,0 +1,1 @@
+"""The memories, one family per file. Importing a family registers it."""

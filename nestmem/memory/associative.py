@@ -1,0 +1,78 @@
+"""What every key-value memory shares: how a token becomes (key, cue, outcome), and when they are bound.
+
+An outcome arrives one step after what it belongs to: a label after its image, a reward after its observation, a value after
+its key. So at step t the outcome in token t is bound to the key of token t-1, which waits in the state as `pending`:
+
+    step(x, s):  s = write((s.pending, outcome(x)), s);  y = read(x, s);  s.pending = key(x)
+
+A zero key or a zero outcome binds nothing: it stands for "no content" and "nothing arrived".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestmem.memory.base import Aux, Fields, Item, Memory, check_fields
+
+
+class Binding(nn.Module):
+    """Token [..., D] to unit key [..., K], unit cue [..., C] and outcome [..., V]; and an answer back to a token.
+
+    With `fields` the parts are read off the token as it is laid out. Without, they are learned linear maps of the whole
+    token with K = `key_size`, C = 0 and V = D.
+    """
+
+    def __init__(self, d_model: int, fields: Fields | None, key_size: int = 0):
+        super().__init__()
+        check_fields(fields, d_model)
+        self.fields = fields
+        if fields is None:
+            self.key_size, self.cue_size, self.outcome_size = key_size or d_model, 0, d_model
+            self.to_key = nn.Linear(d_model, self.key_size, bias=False)
+            self.to_outcome = nn.Linear(d_model, d_model, bias=False)
+            self.to_token = nn.Linear(d_model, d_model, bias=False)
+        else:
+            self.key_size, self.cue_size, self.outcome_size = fields.content, fields.cue, fields.outcome
+
+    def address(self, token: Tensor) -> Tensor:
+        """Key and cue in one vector [..., K + C], each of unit length (or zero where absent)."""
+        if self.fields is None:
+            return F.normalize(self.to_key(token), dim=-1)
+        content, cue, _ = self.fields.split(token)
+        return torch.cat([F.normalize(content, dim=-1), F.normalize(cue, dim=-1)], dim=-1)
+
+    def outcome(self, token: Tensor) -> Tensor:
+        return self.to_outcome(token) if self.fields is None else self.fields.split(token)[2]
+
+    def split(self, address: Tensor) -> tuple[Tensor, Tensor]:
+        """Address [..., K + C] to key [..., K] and cue [..., C]."""
+        key, cue = address.split([self.key_size, self.cue_size], dim=-1)
+        return key, cue
+
+    def token(self, answer: Tensor) -> Tensor:
+        return self.to_token(answer) if self.fields is None else self.fields.token(answer)
+
+
+class Associative(Memory):
+    """Base of key-value memories; a subclass gives `read` and `write` on a state that has a `pending` field."""
+
+    binding: Binding
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any, Aux]:
+        state = self.write(Item(*self.binding.split(state.pending), self.binding.outcome(x)), state)
+        y, aux = self.read(x, state)
+        return y, state._replace(pending=self.binding.address(x)), aux
+
+    def items(self, x: Tensor, pending: Tensor) -> Item:
+        """The T items [B, T, ...] that a sequence [B, T, D] binds, in order."""
+        addresses = torch.cat([pending[:, None], self.binding.address(x[:, :-1])], dim=1)
+        return Item(*self.binding.split(addresses), self.binding.outcome(x))
+
+
+def arrived(item: Item) -> Tensor:
+    """Where an item has both a key and an outcome: bool, the item's leading shape."""
+    return (item.key != 0).any(-1) & (item.outcome != 0).any(-1)

@@ -1,0 +1,274 @@
+"""The contract of a memory: what every level of a nested memory offers, and nothing more.
+
+Legend: B rows (sequences), T steps, Q queries, D token width (`d_model`), S slots, K key, C cue, V outcome.
+
+A memory maps tokens `[B, T, D]` to tokens `[B, T, D]` and carries a State, a NamedTuple of batch-first tensors. No fast
+weight lives in a parameter or buffer, so a state can be detached, indexed by row, saved, vmapped and forked by reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["working", "episodic", "slow", "persistent"]
+Lifetime = Literal["episode", "task", "life"]
+LIFETIMES: tuple[Lifetime, ...] = ("episode", "task", "life")
+
+State = Any  # a NamedTuple of batch-first tensors (or of such NamedTuples)
+
+
+class MemorySpec(NamedTuple):
+    """What a learner must know before it uses a memory.
+
+    lifetime: the event that clears the memory; it survives every shorter one.
+    period: steps between two changes of what is read (1: every step).
+    differentiable_write: gradients pass through writes, so that writing itself can be meta-learned.
+    parallel: `forward` over a sequence is faster than a loop over `step`.
+    vmap: usable inside `torch.func.vmap` and twice differentiable (a MAML inner loop).
+    compiles: `step` traces into one graph under `torch.compile`.
+    """
+
+    role: Role
+    lifetime: Lifetime
+    period: int = 1
+    differentiable_write: bool = True
+    parallel: bool = True
+    vmap: bool = True
+    compiles: bool = True
+
+
+class Fields(NamedTuple):
+    """How the last axis of a token is laid out: content, then cue, then outcome.
+
+    With `labels`, outcomes are one-hot classes and what a memory answers in that field are logits.
+    """
+
+    content: int
+    cue: int = 0
+    outcome: int = 0
+    labels: bool = True
+
+    @property
+    def width(self) -> int:
+        return self.content + self.cue + self.outcome
+
+    def split(self, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[..., D]` to content `[..., content]`, cue `[..., cue]`, outcome `[..., outcome]`."""
+        content, cue, outcome = token.split([self.content, self.cue, self.outcome], dim=-1)
+        return content, cue, outcome
+
+    def token(self, outcome: Tensor) -> Tensor:
+        """An outcome `[..., V]` as a token `[..., D]` whose other fields are zero."""
+        return nn.functional.pad(outcome, (self.content + self.cue, 0))
+
+
+class Aux(NamedTuple):
+    """What probes may look at. `confidence` [..., 1] says how well the query matches what is held."""
+
+    confidence: Tensor
+    weights: Tensor | None = None  # attention over what is held [..., S]
+    gates: Tensor | None = None  # weight of each level [..., L]
+    reads: tuple[Tensor, ...] = ()  # what each level answered, each [..., D]
+
+
+class Item(NamedTuple):
+    """One thing to remember, or N of them: key [B, (N,) K], cue [B, (N,) C], outcome [B, (N,) V]."""
+
+    key: Tensor
+    cue: Tensor
+    outcome: Tensor
+
+
+class Consolidation(NamedTuple):
+    """What a level offers to the slower one above it. The caller decides and applies; the giver only describes.
+
+    items: stored items [B, N, ...] with `valid` [B, N]; deltas: change of fast weights since reset, each [B, ...].
+    """
+
+    items: Item | None = None
+    valid: Tensor | None = None
+    deltas: dict[str, Tensor] | None = None
+
+
+class Memory(nn.Module):
+    """Base of every memory. A subclass gives `initial_state`, `read`, `write`, `step`, and perhaps a faster `run`."""
+
+    spec: MemorySpec
+    d_model: int
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state of `batch_size` rows that have seen nothing."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State, Aux]:
+        """One token [B, D]: the definition of the memory, written for reading."""
+        raise NotImplementedError
+
+    def read(self, query: Tensor, state: State) -> tuple[Tensor, Aux]:
+        """Answer queries [B, D] or [B, Q, D] from the state, which stays as it is; their outcome field is ignored."""
+        raise NotImplementedError
+
+    def write(self, item: Any, state: State, *, signal: Tensor | None = None) -> State:
+        """Store an item (associative memories: `Item`; recurrent ones: a token). `signal` [B] replaces own surprise."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, state: State) -> tuple[Tensor, State, Aux]:
+        """A whole sequence [B, T, D] without resets: equal to a loop over `step` in outputs and gradients, and faster.
+
+        Here: the loop itself, for memories that have no faster form.
+        """
+        ys, auxes = [], []
+        for t in range(x.shape[1]):
+            y, state, aux = self.step(x[:, t], state)
+            ys.append(y)
+            auxes.append(aux)
+        return torch.stack(ys, 1), state, stack_aux(auxes)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Read and write a sequence, like `nn.LSTM`: `y, state = memory(x, state)`.
+
+        x [B, T, D]. reset [B, T] bool: an episode begins at this step, clear the working memory first.
+        mask [B, T] bool: where False the step does not happen (state kept, output zero). Returns y [B, T, D].
+        """
+        y, state, _ = self.trace(x, state, reset=reset, mask=mask)
+        return y, state
+
+    def trace(
+        self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, State, Aux]:
+        """`forward` that also returns what probes need, per step."""
+        check_tokens(x, self.d_model)
+        for name, flags in (("reset", reset), ("mask", mask)):
+            if flags is not None and flags.shape != x.shape[:2]:
+                raise ValueError(f"{name}: expected bool {list(x.shape[:2])} ([B, T] of x), got {list(flags.shape)}")
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        if reset is None and mask is None:
+            return self.run(x, state)
+        # Between two resets or masked steps the fast form applies; the sequence is cut there.
+        cuts = {0}
+        if reset is not None:
+            cuts |= set(reset.any(0).nonzero()[:, 0].tolist())
+        if mask is not None:
+            masked = (~mask.all(0)).nonzero()[:, 0].tolist()
+            cuts |= set(masked) | {t + 1 for t in masked}
+        edges = sorted(cuts - {x.shape[1]}) + [x.shape[1]]
+        ys, auxes = [], []
+        for start, stop in zip(edges, edges[1:], strict=False):
+            if reset is not None and bool(reset[:, start].any()):
+                state = self.reset(state, reset[:, start])
+            y, after, aux = self.run(x[:, start:stop], state)
+            if mask is not None and not bool(mask[:, start].all()):
+                keep = mask[:, start]
+                y, after = where_rows(keep, y, torch.zeros_like(y)), where_rows(keep, after, state)
+            state = after
+            ys.append(y)
+            auxes.append(aux)
+        return torch.cat(ys, 1), state, stack_aux(auxes, torch.cat)
+
+    def reset(self, state: State, done: Tensor, *, until: Lifetime = "episode") -> State:
+        """Where `done` [B] is True, clear the memory if it does not outlive `until`."""
+        if until not in LIFETIMES:
+            raise ValueError(f"until: expected one of {', '.join(LIFETIMES)}, got {until!r}")
+        if LIFETIMES.index(self.spec.lifetime) > LIFETIMES.index(until):
+            return state
+        return where_rows(done, self.initial_state(done.shape[0]), state)
+
+    def consolidate(self, state: State) -> tuple[State, Consolidation]:
+        """Describe what a slower level should take over. By default nothing."""
+        return state, Consolidation()
+
+
+def check_tokens(x: Tensor, d_model: int) -> None:
+    if x.dim() != 3 or x.shape[-1] != d_model:
+        raise ValueError(f"x: expected tokens [B, T, {d_model}], got {list(x.shape)}")
+
+
+def check_fields(fields: Fields | None, d_model: int) -> None:
+    if fields is not None and fields.width != d_model:
+        raise ValueError(f"fields: {fields} describe {fields.width} numbers a token, but d_model is {d_model}")
+
+
+def map_state(fn: Callable[..., Tensor], *states: State) -> State:
+    """Apply `fn` to the tensors of one state, or to matching tensors of several."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return fn(*states)
+    parts = [map_state(fn, *group) for group in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def where_rows(keep: Tensor, new: State, old: State) -> State:
+    """Rows of `new` where `keep` [B] is True, else rows of `old`."""
+    return map_state(lambda n, o: torch.where(keep.view(-1, *[1] * (o.dim() - 1)), n, o), new, old)
+
+
+def detach(state: State) -> State:
+    """The same state without its graph: the cut of truncated backpropagation."""
+    return map_state(lambda t: t.detach(), state)
+
+
+def select(state: State, rows: Tensor) -> State:
+    """The state of the given rows (indices or a bool mask)."""
+    return map_state(lambda t: t[rows], state)
+
+
+def state_bytes(state: State) -> int:
+    """Bytes one row carries."""
+    sizes: list[int] = []
+    map_state(lambda t: sizes.append(t[:1].numel() * t.element_size()) or t, state)
+    return sum(sizes)
+
+
+def state_to_dict(state: State, prefix: str = "") -> dict[str, Tensor]:
+    """Flat named tensors, for safetensors. A NamedTuple's fields and a tuple's positions become dotted names."""
+    if isinstance(state, Tensor):
+        return {prefix: state.detach().contiguous()}
+    names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
+    flat: dict[str, Tensor] = {}
+    for name, part in zip(names, state, strict=True):
+        flat |= state_to_dict(part, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def state_from_dict(flat: dict[str, Tensor], like: State, prefix: str = "") -> State:
+    """The inverse of `state_to_dict`; `like` gives the shape of the tree (any batch size)."""
+    if isinstance(like, Tensor):
+        if prefix not in flat:
+            raise ValueError(f"state: no tensor {prefix!r} among {', '.join(sorted(flat)) or 'none'}")
+        if flat[prefix].shape[1:] != like.shape[1:]:
+            raise ValueError(f"state: {prefix} expected [B, *{list(like.shape[1:])}], got {list(flat[prefix].shape)}")
+        return flat[prefix].to(like)
+    names = getattr(like, "_fields", None) or [str(i) for i in range(len(like))]
+    parts = [
+        state_from_dict(flat, part, f"{prefix}.{name}" if prefix else name)
+        for name, part in zip(names, like, strict=True)
+    ]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def stack_aux(auxes: list[Aux], join: Callable[[list[Tensor], int], Tensor] = torch.stack) -> Aux:
+    """Join per-step (or per-piece) Aux along time."""
+
+    def joined(parts: list[Any]) -> Any:
+        return None if parts[0] is None else join(parts, 1)
+
+    first = auxes[0]
+    same_slots = first.weights is not None and len({a.weights.shape[-1] for a in auxes if a.weights is not None}) == 1
+    return Aux(
+        confidence=joined([a.confidence for a in auxes]),
+        weights=joined([a.weights for a in auxes]) if same_slots else None,
+        gates=joined([a.gates for a in auxes]),
+        reads=tuple(joined(list(level)) for level in zip(*(a.reads for a in auxes), strict=True)),
+    )
+
+
+def vmapped(x: Tensor) -> bool:
+    """Whether a functorch transform wraps `x`: then fused kernels and reading numbers on the host are not available."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001  (no public name exists)

@@ -1,0 +1,202 @@
+"""Episodic memory: a ring of slots, written once, read by content.
+
+A soft dictionary (Pritzel et al. 2017, NEC; Ritter et al. 2018, epLSTM) with a product kernel over key and cue:
+    w_s = softmax_s(beta_k cos(q, key_s) + beta_c cos(q_cue, cue_s));  y = sum_s w_s outcome_s
+Because the exponents add, a slot answers only if content *and* cue match: a conjunctive key.
+Legend: B rows, T steps, S slots, K key, C cue, V outcome.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nestmem.memory.associative import Associative, Binding, arrived
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, vmapped
+from nestmem.memory.registry import register
+
+TINY = 1e-12  # a probability that is never reached, so that its logarithm exists
+
+
+class Slots(NamedTuple):
+    """Book-keeping of the ring, without gradients."""
+
+    valid: Tensor  # [B, S] bool
+    written: Tensor  # [B, S] clock of the write
+    usage: Tensor  # [B, S] how often and how lately the slot was met again
+    clock: Tensor  # [B] writes so far
+
+
+class EpisodicState(NamedTuple):
+    keys: Tensor  # [B, S, K] unit vectors
+    cues: Tensor  # [B, S, C] unit vectors
+    outcomes: Tensor  # [B, S, V]
+    slots: Slots
+    pending: Tensor  # [B, K + C] what the next outcome belongs to
+
+
+@register("episodic")
+class Episodic(Associative):
+    """A content-addressed key-value memory that writes what is new.
+
+    slots: S. key_size: K when the token has no fields (otherwise K is the content's width).
+    write_when: "novel" writes unless a slot already holds this key, cue and outcome (all cosines above `threshold`);
+        "surprise" writes if the outcome was not foreseen (1 - cosine, or 1 - probability of a label, above `threshold`);
+        "always" is the straw man.
+    evict: when the ring is full, the "oldest" slot goes, or the "least_used" one.
+    temperature: initial beta; it is learned.
+    """
+
+    spec = MemorySpec(role="episodic", lifetime="task")
+
+    def __init__(
+        self,
+        d_model: int,
+        fields: Fields | None = None,
+        slots: int = 64,
+        key_size: int = 0,
+        write_when: str = "novel",
+        threshold: float = 0.95,
+        evict: str = "oldest",
+        temperature: float = 10.0,
+    ):
+        super().__init__()
+        for name, value, known in (
+            ("write_when", write_when, ("novel", "surprise", "always")),
+            ("evict", evict, ("oldest", "least_used")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if slots < 1:
+            raise ValueError(f"slots: expected at least 1, got {slots}")
+        self.d_model, self.slots = d_model, slots
+        self.write_when, self.threshold, self.evict = write_when, threshold, evict
+        self.binding = Binding(d_model, fields, key_size)
+        self.labels = fields is not None and fields.labels
+        self.log_beta = nn.Parameter(torch.full((2,), math.log(temperature)))  # for content and for cue
+
+    def initial_state(self, batch_size: int) -> EpisodicState:
+        zeros, bind = self.log_beta.new_zeros, self.binding
+        slots = Slots(
+            valid=zeros(batch_size, self.slots, dtype=torch.bool),
+            written=zeros(batch_size, self.slots, dtype=torch.long),
+            usage=zeros(batch_size, self.slots),
+            clock=zeros(batch_size, dtype=torch.long),
+        )
+        return EpisodicState(
+            zeros(batch_size, self.slots, bind.key_size),
+            zeros(batch_size, self.slots, bind.cue_size),
+            zeros(batch_size, self.slots, bind.outcome_size),
+            slots,
+            zeros(batch_size, bind.key_size + bind.cue_size),
+        )
+
+    def read(self, query: Tensor, state: EpisodicState) -> tuple[Tensor, Aux]:
+        content, match = self._similarity(self.binding.address(query), state.keys, state.cues)
+        valid = state.slots.valid if query.dim() == 2 else state.slots.valid[:, None]
+        weights = _attend(match, valid)
+        confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
+        answer = torch.einsum("b...s,bsv->b...v", weights, state.outcomes)
+        return self._token(answer), Aux(confidence=confidence, weights=weights)
+
+    def write(self, item: Item, state: EpisodicState, *, signal: Tensor | None = None) -> EpisodicState:
+        same = self._same(item, Item(state.keys, state.cues, state.outcomes))
+        wanted = arrived(item)
+        if self.write_when == "surprise":
+            wanted = wanted & ((self._surprise(item, state) if signal is None else signal) > self.threshold)
+        place, slots = self._place(wanted, same, state.slots)
+        keys, cues, outcomes = (
+            torch.where(place[..., None], new[:, None], old)
+            for new, old in zip(item, (state.keys, state.cues, state.outcomes), strict=True)
+        )
+        return state._replace(keys=keys, cues=cues, outcomes=outcomes, slots=slots)
+
+    def run(self, x: Tensor, state: EpisodicState) -> tuple[Tensor, EpisodicState, Aux]:
+        """Which slot holds what at each step is decided first, on booleans; then one masked attention reads all steps."""
+        if self.write_when == "surprise" or vmapped(x) or vmapped(self.log_beta) or vmapped(state.keys):
+            return super().run(x, state)  # surprise depends on what was just read
+        steps = x.shape[1]
+        new = self.items(x, state.pending)
+        # Candidates: the S old slots, then the T new items.
+        held = Item(*(torch.cat(pair, 1) for pair in zip(state[:3], new, strict=True)))
+        with torch.no_grad():
+            same = self._same(new, held)  # [B, T, S + T]
+            wanted = arrived(new)
+            slots = state.slots
+            owner = torch.arange(self.slots, device=x.device).expand_as(slots.valid)
+            owners, valids = [], []
+            for t in range(steps):
+                place, slots = self._place(wanted[:, t], same[:, t].gather(1, owner), slots)
+                owner = torch.where(place, self.slots + t, owner)
+                owners.append(owner)
+                valids.append(slots.valid)
+            owners, valid = torch.stack(owners, 1), torch.stack(valids, 1)  # [B, T, S]
+        content, match = (m.gather(2, owners) for m in self._similarity(self.binding.address(x), held.key, held.cue))
+        weights = _attend(match, valid)
+        spread = torch.zeros_like(same, dtype=weights.dtype).scatter_add(2, owners, weights)
+        answer = spread @ held.outcome
+        kept = [part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in held]
+        confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
+        end = EpisodicState(*kept, slots, self.binding.address(x[:, -1]))
+        return self._token(answer), end, Aux(confidence=confidence, weights=weights)
+
+    def consolidate(self, state: EpisodicState) -> tuple[EpisodicState, Consolidation]:
+        """Offers everything it holds for replay, and keeps it."""
+        return state, Consolidation(Item(state.keys, state.cues, state.outcomes), state.slots.valid)
+
+    def _similarity(self, address: Tensor, keys: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine of the contents [B, (Q,) N], and the exponent of the product kernel [B, (Q,) N]."""
+        key, cue = self.binding.split(address)
+        content = torch.einsum("b...k,bnk->b...n", key, keys)
+        beta = self.log_beta.exp()
+        match = beta[0] * content
+        if self.binding.cue_size:
+            match = match + beta[1] * torch.einsum("b...c,bnc->b...n", cue, cues)
+        return content, match
+
+    def _token(self, answer: Tensor) -> Tensor:
+        return self.binding.token(torch.log(answer + TINY) if self.labels else answer)
+
+    @torch.no_grad()
+    def _same(self, item: Item, held: Item) -> Tensor:
+        """Where what is held equals the item in key, cue and outcome: bool [B, (T,) N]."""
+        close = torch.einsum("b...k,bnk->b...n", item.key, held.key) > self.threshold
+        if self.binding.cue_size:
+            close = close & (torch.einsum("b...c,bnc->b...n", item.cue, held.cue) > self.threshold)
+        outcomes = (F.normalize(o, dim=-1) for o in (item.outcome, held.outcome))
+        return close & (torch.einsum("b...v,bnv->b...n", *outcomes) > self.threshold)
+
+    @torch.no_grad()
+    def _surprise(self, item: Item, state: EpisodicState) -> Tensor:
+        """1 - p(label), or 1 - cosine of the foreseen and the real outcome: [B]."""
+        _, match = self._similarity(torch.cat([item.key, item.cue], -1), state.keys, state.cues)
+        foreseen = torch.einsum("bs,bsv->bv", _attend(match, state.slots.valid), state.outcomes)
+        if self.labels:
+            return 1 - (foreseen * item.outcome).sum(-1)
+        return 1 - F.cosine_similarity(foreseen, item.outcome, dim=-1)
+
+    @torch.no_grad()
+    def _place(self, wanted: Tensor, same: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
+        """Which slot takes the item: one-hot bool [B, S] (no slot where nothing is written), and the new book-keeping."""
+        met = same & slots.valid & wanted[:, None]
+        if self.write_when == "novel":
+            wanted = wanted & ~met.any(-1)
+        rank = slots.written.to(slots.usage.dtype) if self.evict == "oldest" else slots.usage
+        victim = torch.where(slots.valid, rank, -1.0).argmin(-1)  # a free slot first
+        place = (torch.arange(self.slots, device=victim.device) == victim[:, None]) & wanted[:, None]
+        usage = torch.where(wanted[:, None], 0.95 * slots.usage, slots.usage) + met.to(slots.usage.dtype)
+        return place, Slots(
+            valid=slots.valid | place,
+            written=torch.where(place, slots.clock[:, None], slots.written),
+            usage=torch.where(place, torch.ones_like(usage), usage),
+            clock=slots.clock + wanted,
+        )
+
+
+def _attend(match: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over valid slots; all zero where there is none."""
+    return torch.softmax(match.masked_fill(~valid, torch.finfo(match.dtype).min), -1) * valid

@@ -1,0 +1,210 @@
+"""NestedMemory: a stack of memories, fastest first, each with its own clock.
+
+Every level answers every query; what is said is a mixture, with one learned weight per level and step:
+    y = sum_l g_l y_l,   g = softmax(MLP(confidence of every level))
+Where outcomes are labels the mixture is over the levels' label distributions: y = log sum_l g_l softmax(y_l).
+A level that can `absorb` is slow: between two ticks of its clock (`spec.period` steps) it is constant, and at a tick it
+takes over what the nearest faster level offers. The other levels see every token. Reads are mixed *or* fed to a core, never both: with both,
+the mixture leans on the core and its weights say nothing about timescales.
+Legend: B rows, T steps, L levels, D token, V outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nestmem.consolidation import RULES, Rule
+from nestmem.memory.base import (
+    Aux,
+    Consolidation,
+    Fields,
+    Lifetime,
+    Memory,
+    MemorySpec,
+    State,
+    check_fields,
+    stack_aux,
+    vmapped,
+)
+from nestmem.memory.episodic import Episodic
+from nestmem.memory.lstm import LSTM
+from nestmem.memory.registry import register
+from nestmem.memory.slow import SlowMLP
+
+EVIDENCE = 4  # numbers a level gives the gate: largest, margin, norm, and its own confidence
+
+
+@runtime_checkable
+class Absorbs(Protocol):
+    """A slow level: it can take over what a faster one offers."""
+
+    def absorb(self, state: State, given: Consolidation, due: Tensor, rule: Rule) -> State: ...
+
+
+class NestedState(NamedTuple):
+    levels: tuple[State, ...]
+    step: Tensor  # [B] the clock
+
+
+class NestedMemory(Memory):
+    """Any memories as levels, `NestedMemory([LSTM(64), Episodic(64), SlowMLP(64, period=16)])`, fastest first.
+
+    Levels share `d_model` and `fields`. consolidation: the rule by which a slow level takes items over,
+    "replay" (default), "distill" or "reptile"; see `nestmem.consolidation`.
+    """
+
+    def __init__(self, levels: Sequence[Memory], fields: Fields | None = None, consolidation: str = "replay"):
+        super().__init__()
+        if not levels:
+            raise ValueError("levels: expected at least one memory, got none")
+        if len(widths := {level.d_model for level in levels}) > 1:
+            raise ValueError(f"levels: expected one d_model for all, got {sorted(widths)}")
+        if consolidation not in RULES:
+            raise ValueError(f"consolidation: expected one of {', '.join(RULES)}, got {consolidation!r}")
+        self.d_model, self.fields = levels[0].d_model, fields
+        check_fields(fields, self.d_model)
+        self.labels = fields is not None and fields.labels
+        self.levels = nn.ModuleList(levels)
+        self.rule = RULES[consolidation]
+        self.spec = MemorySpec(
+            role="slow",
+            lifetime="life",
+            differentiable_write=all(level.spec.differentiable_write for level in levels),
+            vmap=all(level.spec.vmap for level in levels),
+            compiles=all(level.spec.compiles for level in levels),
+        )
+        self.gate = nn.Sequential(nn.Linear(EVIDENCE * len(levels), 16), nn.Tanh(), nn.Linear(16, len(levels)))
+        nn.init.zeros_(self.gate[-1].weight)  # every level is heard equally at first
+        nn.init.zeros_(self.gate[-1].bias)
+        # A slow level is fed by the nearest faster episodic one; without one it sees the tokens and ticks by itself.
+        self.source = {
+            slow: max(fast for fast in range(slow) if levels[fast].spec.role == "episodic")
+            for slow in range(len(levels))
+            if isinstance(levels[slow], Absorbs) and any(m.spec.role == "episodic" for m in levels[:slow])
+        }
+
+    def initial_state(self, batch_size: int) -> NestedState:
+        states = tuple(level.initial_state(batch_size) for level in self.levels)
+        device = next(self.parameters()).device
+        return NestedState(states, torch.zeros(batch_size, dtype=torch.long, device=device))
+
+    def step(self, x: Tensor, state: NestedState) -> tuple[Tensor, NestedState, Aux]:
+        reads, auxes, states = [], [], []
+        for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
+            if i in self.source:
+                y, aux = level.read(x, held)
+            else:
+                y, held, aux = level.step(x, held)
+            reads.append(y)
+            auxes.append(aux)
+            states.append(held)
+        y, aux = self.combine(reads, auxes)
+        return y, self._tick(NestedState(tuple(states), state.step + 1)), aux
+
+    def read(self, query: Tensor, state: NestedState) -> tuple[Tensor, Aux]:
+        answers = [level.read(query, held) for level, held in zip(self.levels, state.levels, strict=True)]
+        return self.combine([y for y, _ in answers], [aux for _, aux in answers])
+
+    def write(self, item: Tensor, state: NestedState, *, signal: Tensor | None = None) -> NestedState:
+        """Take in a token [B, D] without reading."""
+        return self.step(item, state)[1]
+
+    def run(self, x: Tensor, state: NestedState) -> tuple[Tensor, NestedState, Aux]:
+        """A slow level is constant between two ticks, so each stretch between ticks runs in parallel."""
+        periods = [self.levels[i].spec.period for i in self.source]
+        if periods and (vmapped(x) or vmapped(state.step) or bool((state.step != state.step[0]).any())):
+            return super().run(x, state)
+        clock, steps = int(state.step[0]) if periods else 0, x.shape[1]
+        ticks = {t + 1 for t in range(steps) if any((clock + t + 1) % period == 0 for period in periods)}
+        edges = sorted({0, steps} | ticks)
+        pieces = []
+        for start, stop in zip(edges, edges[1:], strict=False):
+            reads, auxes, states = [], [], []
+            for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
+                if i in self.source:
+                    y, aux = level.read(x[:, start:stop], held)
+                else:
+                    y, held, aux = level.run(x[:, start:stop], held)
+                reads.append(y)
+                auxes.append(aux)
+                states.append(held)
+            state = self._tick(NestedState(tuple(states), state.step + (stop - start)))
+            pieces.append(self.combine(reads, auxes))
+        return torch.cat([y for y, _ in pieces], 1), state, stack_aux([aux for _, aux in pieces], torch.cat)
+
+    def combine(self, reads: Sequence[Tensor], auxes: Sequence[Aux]) -> tuple[Tensor, Aux]:
+        """Mix one read per level [..., D]. A probe may pass reads of its own making (interchange, lesions)."""
+        answers = [self.fields.split(y)[2] if self.fields is not None else y for y in reads]
+        evidence = [_evidence(y, aux.confidence, self.labels) for y, aux in zip(answers, auxes, strict=True)]
+        log_gates = self.gate(torch.cat(evidence, -1)).log_softmax(-1)
+        stacked = torch.stack(answers, -2)  # [..., L, V]
+        if self.labels:
+            mixed = torch.logsumexp(log_gates[..., None] + stacked.log_softmax(-1), -2)
+        else:
+            mixed = (log_gates.exp()[..., None] * stacked).sum(-2)
+        y = mixed if self.fields is None else self.fields.token(mixed)
+        confidence = torch.cat([aux.confidence for aux in auxes], -1).amax(-1, keepdim=True)
+        return y, Aux(confidence=confidence, gates=log_gates.exp(), reads=tuple(reads))
+
+    def reset(self, state: NestedState, done: Tensor, *, until: Lifetime = "episode") -> NestedState:
+        """Clears every level that does not outlive `until`; the clock restarts when all do."""
+        levels = tuple(
+            level.reset(held, done, until=until) for level, held in zip(self.levels, state.levels, strict=True)
+        )
+        step = torch.where(done, 0, state.step) if until == "life" else state.step
+        return NestedState(levels, step)
+
+    def consolidate(self, state: NestedState) -> tuple[NestedState, Consolidation]:
+        """What the slowest level offers to whatever lies beyond this memory."""
+        *faster, slowest = state.levels
+        slowest, given = self.levels[-1].consolidate(slowest)
+        return state._replace(levels=(*faster, slowest)), given
+
+    def _tick(self, state: NestedState) -> NestedState:
+        """Let each slow level whose clock says so take over the items of the level that feeds it."""
+        states = list(state.levels)
+        for slow, fast in self.source.items():
+            due = state.step % self.levels[slow].spec.period == 0
+            if not vmapped(due) and not torch.compiler.is_compiling() and not bool(due.any()):
+                continue
+            states[fast], given = self.levels[fast].consolidate(states[fast])
+            states[slow] = self.levels[slow].absorb(states[slow], given, due, self.rule)
+        return state._replace(levels=tuple(states))
+
+
+def _evidence(answer: Tensor, confidence: Tensor, labels: bool) -> Tensor:
+    """What the gate may know of a level's answer [..., V]: largest, margin, norm, own confidence: [..., 4].
+
+    The raw answer is withheld: from it a small gate cannot work out how sure a level is.
+    """
+    sure = answer.softmax(-1) if labels else answer
+    first, second = sure.topk(2, dim=-1).values.unbind(-1)
+    return torch.cat([torch.stack([first, first - second, sure.norm(dim=-1)], -1), confidence], -1)
+
+
+@register("nested")
+def nested(
+    d_model: int,
+    fields: Fields | None = None,
+    hidden: int = 64,
+    reset_every: int = 0,
+    slots: int = 64,
+    threshold: float = 0.95,
+    slow_hidden: int = 128,
+    period: int = 16,
+    consolidation: str = "replay",
+) -> NestedMemory:
+    """LSTM, episodic and slow memory behind one gate, consolidated upwards by replay.
+
+    hidden, reset_every: of the LSTM. slots, threshold: of the episodic memory. slow_hidden, period: of the slow MLP.
+    """
+    levels = [
+        LSTM(d_model, fields, hidden=hidden, reset_every=reset_every),
+        Episodic(d_model, fields, slots=slots, threshold=threshold),
+        SlowMLP(d_model, fields, hidden=slow_hidden, period=period),
+    ]
+    return NestedMemory(levels, fields, consolidation=consolidation)
