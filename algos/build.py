@@ -1,0 +1,116 @@
+"""From a configuration to its parts: image sets, learner."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import nestmem
+from algos.blackbox import BlackBox
+from algos.learner import Learner
+from algos.maml import MAML, Classifier
+from envs import folder, glyphs, omniglot
+from envs.fewshot import FewShot, ImageSet
+from nestmem.errors import UserError
+from nestmem.memory import registry
+from nestmem.memory.base import Fields
+from nestmem.nets import Conv
+
+COMPONENTS = ("weights", "train", "val", "test")
+
+
+def seeds(seed: int) -> dict[str, int]:
+    """One seed for each component of a run, so that nothing shares a stream of random numbers."""
+    children = np.random.SeedSequence(seed).spawn(len(COMPONENTS))
+    return {name: int(child.generate_state(1)[0]) for name, child in zip(COMPONENTS, children, strict=True)}
+
+
+def image_sets(env: DictConfig) -> dict[str, ImageSet]:
+    """Train, val and test classes of `env`, rotated where asked for."""
+    match env.name:
+        case "glyphs":
+            held_out = max(env.alphabets // 3, 1)
+            sizes = {"train": env.alphabets, "val": held_out, "test": held_out}
+            sets = {
+                split: glyphs.make(alphabets, env.characters, seed=3 * env.seed + i)
+                for i, (split, alphabets) in enumerate(sizes.items())
+            }
+        case "omniglot":
+            if env.train not in ("train", "trainval"):
+                raise UserError(f"env.train: expected train or trainval, got {env.train!r}")
+            data = omniglot.load()
+            sets = {"train": omniglot.subset(data, env.train)}
+            sets |= {split: omniglot.subset(data, split) for split in ("val", "test")}
+        case "folder":
+            sets = folder.load(env.path)
+        case _:
+            raise UserError(f"env.name: expected glyphs, omniglot or folder, got {env.name!r}")
+    rotate = {"train": env.rotations, "val": env.test_rotations, "test": env.test_rotations}
+    return {split: data.rotated() if rotate[split] else data for split, data in sets.items()}
+
+
+def sampler(
+    env: DictConfig, data: ImageSet, seed: int, device: torch.device, augment: float = 0.0, **changes: int
+) -> FewShot:
+    """A sampler of the tasks of `env`; `changes` replace its ways, shots or queries."""
+    sizes = {"ways": env.ways, "shots": env.shots, "queries": env.queries} | changes
+    return FewShot(data, **sizes, seed=seed, augment=augment, device=device)
+
+
+def learner(config: DictConfig) -> Learner:
+    """The learner with freshly drawn weights; the global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds(config.seed)["weights"])
+        algo, ways = options(config.algo), config.env.ways
+        try:
+            encoder = Conv(**OmegaConf.to_container(config.encoder))
+            fields = Fields(encoder.features, 0, ways)
+            if config.algo.name == "maml":
+                if config.encoder.norm == "running":
+                    raise UserError(
+                        "encoder.norm: running statistics cannot be kept in an inner loop; "
+                        "expected batch, instance, layer, group, rms or none"
+                    )
+                memory = None if config.memory.name == "none" else _memory(config.memory, fields)
+                return MAML(Classifier(encoder, encoder.features, ways, memory), **algo)
+            if config.memory.name == "none":
+                raise UserError(
+                    f"memory: algo=blackbox needs one, got none; known: {', '.join(nestmem.memories())}"
+                )
+            return BlackBox(encoder, _memory(config.memory, fields), fields, **algo)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+
+def options(group: DictConfig) -> dict[str, Any]:
+    """The options of a group without its name."""
+    return {str(key): value for key, value in OmegaConf.to_container(group).items() if key != "name"}
+
+
+def _memory(memory: DictConfig, fields: Fields) -> nestmem.Memory:
+    return registry.build(memory.name, fields.width, fields, **options(memory))
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def baseline(config: DictConfig, name: str) -> DictConfig:
+    """The same run with memory `name`, whose `hidden` (if it has one) is chosen for as many parameters."""
+    if name not in nestmem.memories():
+        raise UserError(f"baselines: no memory is called {name!r}; known: {', '.join(nestmem.memories())}")
+    copy = OmegaConf.create(OmegaConf.to_container(config))
+    copy.memory = OmegaConf.structured(registry.schema(name))
+    copy.run, copy.baselines = f"{config.run}/baselines/{name}", []
+    if "hidden" in inspect.signature(registry.builder(name)).parameters:
+        wanted, low, high = parameters(learner(config)), 1, 4096
+        while low < high:  # parameters grow with hidden
+            copy.memory.hidden = (low + high + 1) // 2
+            low, high = (copy.memory.hidden, high) if parameters(learner(copy)) <= wanted else (low, copy.memory.hidden - 1)
+        copy.memory.hidden = low
+    OmegaConf.set_readonly(copy, True)
+    return copy

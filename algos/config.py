@@ -1,0 +1,204 @@
+"""What a run may be told: dataclasses that are at once the defaults, the types and the documentation of the options.
+
+Hydra checks every override against them, so a typo or a wrong type is an error before anything runs. The memories' options
+come from their constructors (`nestmem.memory.registry.schema`): a new memory has its config by being registered.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import nestmem
+from nestmem.errors import UserError
+from nestmem.memory import registry
+
+
+@dataclass
+class Env:
+    """Tasks: `ways` classes, `shots` labelled drawings and `queries` unlabelled ones of each."""
+
+    name: str = MISSING
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+    augment: float = 0.0  # strength of random affine distortion of training images; 1 is strong
+    rotations: bool = True  # the four rotations of a training character are four classes
+    test_rotations: bool = False  # and those of a test character
+
+
+@dataclass
+class Glyphs(Env):
+    """Built-in procedural characters; nothing to download."""
+
+    name: str = "glyphs"
+    alphabets: int = 30  # for training; a third more are made for validation and test
+    characters: int = 20  # of an alphabet
+    seed: int = 0  # of the glyphs themselves, not of the run
+
+
+@dataclass
+class Omniglot(Env):
+    """The real set with the Vinyals split."""
+
+    name: str = "omniglot"
+    train: str = "train"  # or trainval: validation accuracy then says nothing
+    ways: int = 20
+
+
+@dataclass
+class Folder(Env):
+    """A folder of your own: PATH/CLASS/IMAGE, grey images of 28 x 28, at least shots + queries of each class."""
+
+    name: str = "folder"
+    path: str = MISSING
+    rotations: bool = False
+
+
+@dataclass
+class Encoder:
+    """Convolution blocks; see nestmem.nets.Conv."""
+
+    channels: list[int] = field(default_factory=lambda: [32, 64, 64, 64])
+    downsample: str = "stride"
+    norm: str = "running"
+    flatten: bool = True
+
+
+@dataclass
+class BlackBox:
+    """The memory is the learner; see algos/blackbox.py."""
+
+    name: str = "blackbox"
+    level_loss: float = 0.2
+
+
+@dataclass
+class Maml:
+    """Gradient steps in the inner loop; see algos/maml.py."""
+
+    name: str = "maml"
+    steps: int = 1
+    eval_steps: int = 3
+    rate: float = 0.4
+    second_order: bool = True
+    adapt: str = ""
+    learn_rates: bool = False
+
+
+@dataclass
+class Trainer:
+    steps: int = 400  # updates of the slow weights
+    tasks: int = 16  # in one update
+    chunk: int = 16  # tasks computed at once; lower it where memory is short, nothing else changes
+    lr: float = 2e-3
+    warmup: int = 0  # updates until the full rate, which then falls along a cosine
+    clip: float = 10.0  # largest norm of the gradient
+    amp: bool = False  # bfloat16 where it is safe
+    device: str = "auto"  # cuda if there is one
+    threads: int = 0  # 0: as many as there are cores
+    eval_every: int = 100
+    eval_tasks: int = 100
+    test_tasks: int = 600
+    target: float = 101.0  # stop early when validation accuracy, in percent, reaches this
+    checkpoint_every: int = 100
+    keep: int = 2  # checkpoints
+
+
+@dataclass
+class Train:
+    env: Any = MISSING
+    algo: Any = MISSING
+    memory: Any = MISSING
+    encoder: Encoder = field(default_factory=Encoder)
+    trainer: Trainer = field(default_factory=Trainer)
+    seed: int = 0
+    baselines: list[str] = field(default_factory=list)  # flat memories trained alike, at equal parameters
+    run: str = "runs/${env.name}-${env.ways}w${env.shots}s-${algo.name}-${memory.name}-s${seed}"
+
+
+@dataclass
+class NoMemory:
+    """MAML's plain model: head and encoder only."""
+
+    name: str = "none"
+
+
+def _store() -> None:
+    store = ConfigStore.instance()
+    store.store("train_schema", Train)
+    for env in (Glyphs, Omniglot, Folder):
+        store.store(env.name, env, group="env")
+    for algo in (BlackBox, Maml):
+        store.store(algo.name, algo, group="algo")
+    store.store("none", NoMemory, group="memory")
+    for name in nestmem.memories():
+        store.store(name, registry.schema(name), group="memory")
+
+
+_store()
+
+
+def configure(overrides: list[str]) -> DictConfig:
+    """The configuration of `nestmem train OVERRIDES`; raises UserError with one sentence."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            config = compose("train", overrides=overrides)
+        OmegaConf.resolve(config)
+        missing = OmegaConf.missing_keys(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        sentence = _sentence(error)
+        raise UserError(sentence + _known(sentence)) from None
+    if missing:
+        raise UserError(f"{sorted(missing)[0]}: a value is needed, none was given")
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def help_text() -> str:
+    """Groups, choices and every option with its default."""
+    from pathlib import Path
+
+    import configs
+
+    experiments = sorted(path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml"))
+    choices = {
+        "experiment": experiments,
+        "env": [env.name for env in (Glyphs, Omniglot, Folder)],
+        "algo": [algo.name for algo in (BlackBox, Maml)],
+        "memory": ["none", *nestmem.memories()],
+    }
+    lines = ["nestmem train [GROUP=CHOICE] [OPTION=VALUE]...", "", "Groups:"]
+    lines += [f"  {group:11} {', '.join(names)}" for group, names in choices.items()]
+    lines += ["", "Options and the values they have in the quick start (algos/config.py says what each means):", ""]
+    lines += ["  " + line for line in OmegaConf.to_yaml(configure([])).splitlines()]
+    return "\n".join(lines)
+
+
+def _known(message: str) -> str:
+    """For a key that does not exist: the keys that do, beside where it was put."""
+    if not (match := re.search(r"Could not override '([^']+)'", message)) or "not in" not in message:
+        return ""
+    parent = match[1].rpartition(".")[0]
+    group = OmegaConf.select(configure([]), parent) if parent else configure([])
+    return f"; known: {', '.join(map(str, group))}" if isinstance(group, DictConfig) else ""
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the cause where they wrap one."""
+    parts = [str(error)]
+    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
+        parts.append(str(error.__cause__))
+    lines = [line.strip() for line in "\n".join(parts).splitlines()]
+    noise = ("full_key:", "object_type=", "reference_type=", "Config search path", "provider=", "To append to your config")
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    return " ".join(kept)

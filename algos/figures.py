@@ -1,0 +1,52 @@
+"""The figures of a run, for TensorBoard and the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]  # mean, low, high
+
+
+def adaptation(curves: Mapping[str, Curve], point: str, chance: float) -> Figure:
+    """Accuracy in percent against the amount of adaptation, one line per method with its 95 % band."""
+    figure, axes = _figure()
+    for name, (mean, low, high) in curves.items():
+        axes.plot(range(len(mean)), mean, marker="o", label=name)
+        axes.fill_between(range(len(mean)), low, high, alpha=0.2)
+    axes.axhline(chance, color="grey", linestyle=":", label="chance")
+    longest = max((len(mean) for mean, _, _ in curves.values()), default=1)
+    axes.set(xlabel=f"{point} seen", ylabel="accuracy, %", xticks=range(longest), ylim=(0, 101))
+    axes.legend()
+    return figure
+
+
+def gates(weights: Sequence[Sequence[float]], levels: Sequence[str], point: str) -> Figure:
+    """Mean gate of each level (rows) at each amount of adaptation (columns)."""
+    figure, axes = _figure(height=1.0 + 0.6 * len(levels))
+    columns = list(zip(*weights, strict=True))
+    axes.imshow(columns, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    for row, values in enumerate(columns):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    axes.set(xlabel=f"{point} seen", xticks=range(len(weights)), yticks=range(len(levels)), yticklabels=levels)
+    return figure
+
+
+def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str) -> Figure:
+    """Validation accuracy in percent against training time or updates."""
+    figure, axes = _figure()
+    for name, points in curves.items():
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker=".", label=name)
+    axes.set(xlabel=x, ylabel="validation accuracy, %")
+    axes.legend()
+    return figure
+
+
+def _figure(height: float = 3.4) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, height), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

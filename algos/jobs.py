@@ -1,0 +1,119 @@
+"""What the verbs do: train, evaluate; each on a configuration, each printing what a person wants to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from algos import build
+from algos.config import configure
+from algos.report import report
+from algos.trainer import Stopped, Trainer, summary
+from envs.fewshot import ImageSet
+from nestmem.errors import UserError
+
+__all__ = ["Stopped", "evaluate", "train"]
+
+console = Console()
+
+
+def train(overrides: list[str]) -> Path:
+    """Train the run and its baselines, or go on with `resume=RUN`; then write the report. Returns the run's folder."""
+    resumed = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
+    if resumed and len(overrides) > 1:
+        other = next(o for o in overrides if not o.startswith("resume="))
+        raise UserError(f"resume: a run goes on with its own configuration, but {other!r} was given too")
+    config = stored_config(Path(resumed[0])) if resumed else configure(overrides)
+    flat = [build.baseline(config, name) for name in config.baselines]
+    sets = build.image_sets(config.env)
+    if not resumed:
+        config = _fresh(config)
+        flat = [build.baseline(config, name) for name in config.baselines]
+    for part in [config, *flat]:
+        _train_one(part, sets)
+    page = report([Path(config.run)])
+    console.print(f"report: {page}\nwatch:  tensorboard --logdir {config.run}")
+    return Path(config.run)
+
+
+def _train_one(config: DictConfig, sets: dict[str, ImageSet]) -> None:
+    run = Path(config.run)
+    if (run / "result.json").exists():
+        console.print(f"{run}: finished already")
+        return
+    resume = any((run / "checkpoints").glob("step-*"))
+    if not resume:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, run / "config.yaml")
+        except OSError as error:
+            raise UserError(f"run: cannot write to {run} ({error.strerror})") from None
+    trainer = Trainer(config, sets, resume)
+    for note in trainer.notes:
+        console.print(f"{note}; going on from step {trainer.step} instead")
+    size = build.parameters(trainer.learner)
+    console.print(f"{config.algo.name} with memory {config.memory.name}: {size:,} parameters, into {run}")
+    result = trainer.fit()
+    console.print(
+        f"test: {result['accuracy']:.2f} % [{result['low']:.2f}, {result['high']:.2f}] on {result['tasks']} tasks "
+        f"of {config.env.ways} ways, {config.env.shots} shots; {result['seconds']:.0f} s of training"
+    )
+
+
+def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
+    """Test the newest checkpoint of a run on other `ways=`, `shots=`, `queries=`, `tasks=` or `split=`."""
+    known: dict[str, Any] = {"ways": None, "shots": None, "queries": None, "tasks": None, "split": "test"}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name not in known:
+            raise UserError(f"eval: no option {name!r}; known: {', '.join(known)}")
+        if name == "split":
+            if value not in ("val", "test"):
+                raise UserError(f"split: expected val or test, got {value!r}")
+        elif not value.isdigit() or int(value) < 1:
+            raise UserError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        known[name] = value if name == "split" else int(value)
+    config = stored_config(Path(run))
+    if (known["ways"] or 1) > config.env.ways:
+        raise UserError(f"ways: this model was trained for {config.env.ways} ways, got {known['ways']}")
+    trainer = Trainer(config, build.image_sets(config.env), resume=True)
+    for note in trainer.notes:
+        console.print(f"{note}; step {trainer.step} is used instead")
+    changes = {k: known[k] for k in ("ways", "shots", "queries") if known[k]}
+    outcome = trainer.evaluate(known["split"], known["tasks"] or config.trainer.test_tasks, **changes)
+    result = summary(config, trainer.learner, outcome) | {"step": trainer.step, "split": known["split"]} | changes
+    table = Table(title=f"{run} at step {trainer.step}, {known['split']} classes")
+    for column in (result["point"], "accuracy, %", "95 % interval"):
+        table.add_column(column)
+    for i, (mean, low, high) in enumerate(result["curve"]):
+        table.add_row(str(i), f"{mean:.2f}", f"{low:.2f} to {high:.2f}")
+    console.print(table)
+    return result
+
+
+def stored_config(run: Path) -> DictConfig:
+    """The configuration a run was started with, its folder being where it lies now."""
+    path = run / "config.yaml"
+    try:
+        config = OmegaConf.load(path)
+        assert isinstance(config, DictConfig)
+        config.run = str(run)
+    except (OSError, OmegaConfBaseException, AssertionError, ValueError) as error:
+        raise UserError(f"{run}: not a run of nestmem ({path.name} cannot be read: {type(error).__name__})") from None
+    return config
+
+
+def _fresh(config: DictConfig) -> DictConfig:
+    """The same configuration in a folder that is not taken: `-2`, `-3`, ... is added to the name."""
+    copy = OmegaConf.create(OmegaConf.to_container(config))
+    number = 1
+    while Path(copy.run).exists():
+        number += 1
+        copy.run = f"{config.run}-{number}"
+    return copy
+

@@ -1,0 +1,1 @@
+"""Hydra configuration of the checkout: `train.yaml` and the experiments that override it."""

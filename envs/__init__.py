@@ -1,0 +1,1 @@
+"""Where experience comes from: task sources with one interface each."""

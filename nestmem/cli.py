@@ -1,0 +1,130 @@
+"""The command line. Learners and environments live in the checkout and are imported only when a verb needs them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from nestmem.errors import UserError
+
+HELP = """\
+nestmem: continual meta-learning with nested fast and slow memory
+
+  nestmem train                          the quick start: nested memory on built-in glyphs, with a report
+  nestmem train OVERRIDE...              e.g. experiment=omniglot memory=nested seed=1 trainer.steps=500
+  nestmem train --cfg job OVERRIDE...    print the resolved configuration and stop
+  nestmem train --help                   groups, options and their defaults
+  nestmem train resume=RUN               go on with an interrupted run, bit for bit on a CPU
+  nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
+  nestmem report RUN...                  write RUN/report/report.html
+  nestmem data list|get|check [SET]      data sets: where they are, download, verify
+  nestmem memories                       the memories that can be named, with one line each
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 if it went well, 2 for bad input (one sentence on stderr), 130 if interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    try:
+        if verb in ("-h", "--help", "help"):
+            print(HELP, end="")
+            return 0
+        if verb not in VERBS:
+            raise UserError(f"nestmem: no verb {verb!r}; known: {', '.join(VERBS)}")
+        return VERBS[verb](rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(arguments: list[str]) -> int:
+    config = _checkout("algos.config")
+    if any(a in ("-h", "--help") for a in arguments):
+        print(config.help_text())
+        return 0
+    if arguments[:2] == ["--cfg", "job"]:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config.configure(arguments[2:])), end="")
+        return 0
+    if flag := next((a for a in arguments if a.startswith("-")), None):
+        raise UserError(f"train: no flag {flag!r}; known: --help, --cfg job; options are given as name=value")
+    jobs = _checkout("algos.jobs")
+    try:
+        jobs.train(arguments)
+    except jobs.Stopped as stop:
+        print(stop)
+        return 130
+    return 0
+
+
+def _eval(arguments: list[str]) -> int:
+    target = None
+    if "--json" in arguments:
+        at = arguments.index("--json")
+        if at + 1 >= len(arguments):
+            raise UserError("eval: --json needs a file name")
+        target = arguments[at + 1]
+        del arguments[at : at + 2]
+    if not arguments or "=" in arguments[0]:
+        raise UserError("eval: expected the folder of a run first, as in: nestmem eval RUN ways=5")
+    result = _checkout("algos.jobs").evaluate(arguments[0], arguments[1:])
+    if target:
+        try:
+            with open(target, "w", encoding="utf-8") as file:
+                json.dump(result, file, indent=1)
+        except OSError as error:
+            raise UserError(f"--json: cannot write {target} ({error.strerror})") from None
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    if not arguments:
+        raise UserError("report: expected at least one folder of a run")
+    from pathlib import Path
+
+    print(_checkout("algos.report").report([Path(a) for a in arguments]))
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in ("list", "get", "check"):
+        raise UserError(f"data: expected list, get or check, got {arguments[0] if arguments else 'nothing'!r}")
+    return int(_checkout("envs.datasets").run(arguments[0], arguments[1:]))
+
+
+def _memories(arguments: list[str]) -> int:
+    import nestmem
+
+    width = max(len(name) for name in nestmem.memories())
+    for name, line in nestmem.memories().items():
+        print(f"{name:{width}}  {line}")
+    return 0
+
+
+VERBS = {"train": _train, "eval": _eval, "report": _report, "data": _data, "memories": _memories}
+
+
+def _checkout(module: str) -> Any:
+    """A module of the checkout. The wheel carries the library alone."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("algos", "envs", "configs"):
+            raise UserError(
+                "nestmem: training runs in a checkout of the repository (the installed package is the library alone); "
+                "clone it and use `uv run nestmem ...` there"
+            ) from None
+        raise UserError(f"nestmem: the package {missing!r} is missing; install the extra: pip install 'nestmem[train]'") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""Probes: pure functions on recorded numbers."""
+
+from nestmem.probes.statistics import Interval, mean_interval
+
+__all__ = ["Interval", "mean_interval"]
