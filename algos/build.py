@@ -20,7 +20,7 @@ from nestmem.memory import registry
 from nestmem.memory.base import Fields
 from nestmem.nets import Conv
 
-COMPONENTS = ("weights", "train", "val", "test")
+COMPONENTS = ("weights", "train", "val", "test", "global")
 
 
 def seeds(seed: int) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Trainer:
         self.device = _device(self.options.device)
         torch.set_num_threads(self.options.threads or os.cpu_count() or 1)
         self.sets, self.seeds = sets, build.seeds(config.seed)
+        torch.manual_seed(self.seeds["global"])  # nothing here draws from it; a memory of yours might
         self.train_tasks = build.sampler(
             config.env, sets["train"], self.seeds["train"], self.device, augment=config.env.augment
         )

@@ -1,0 +1,55 @@
+"""The format of results: rows under the ids of claims, with the command, commit, date and machine that made them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    import os
+
+    return f"{os.cpu_count()}-core CPU"
+
+
+def row(claim: str, method: str, value: float, *, unit: str, n: int, low: float | None = None, high: float | None = None,
+        wall_s: float | None = None, state_bytes: int | None = None, params: int | None = None, note: str = "") -> dict[str, Any]:  # fmt: skip
+    """One row of a claim; `n` counts seeds or trials (0: a published number, its source in `note`)."""
+    return {
+        "claim": claim, "method": method, "value": value, "low": low, "high": high, "n": n, "unit": unit,
+        "wall_s": wall_s, "state_bytes": state_bytes, "params": params, "note": note,
+    }  # fmt: skip
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write results/NAME.json and print the rows."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parent).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain", "--", "nestmem", "envs", "algos", "configs"], capture_output=True, text=True, cwd=FOLDER.parent.parent).stdout.strip()
+    script = Path(sys.argv[0])
+    result = {
+        "script": f"benchmarks/{script.name}",
+        "command": " ".join(["python -m", f"benchmarks.{script.stem}", *sys.argv[1:]]),
+        "commit": commit + ("+changes" if dirty else ""),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rows": rows,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for r in rows:
+        interval = f" [{r['low']:.4g}, {r['high']:.4g}]" if r["low"] is not None else ""
+        print(f"{r['claim']:36} {r['method']:44} {r['value']:.6g}{interval} {r['unit']} (n={r['n']})")
+    return path
