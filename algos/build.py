@@ -78,9 +78,7 @@ def learner(config: DictConfig) -> Learner:
                 memory = None if config.memory.name == "none" else _memory(config.memory, fields)
                 return MAML(Classifier(encoder, encoder.features, ways, memory), **algo)
             if config.memory.name == "none":
-                raise UserError(
-                    f"memory: algo=blackbox needs one, got none; known: {', '.join(nestmem.memories())}"
-                )
+                raise UserError(f"memory: algo=blackbox needs one, got none; known: {', '.join(nestmem.memories())}")
             return BlackBox(encoder, _memory(config.memory, fields), fields, **algo)
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -110,7 +108,9 @@ def baseline(config: DictConfig, name: str) -> DictConfig:
         wanted, low, high = parameters(learner(config)), 1, 4096
         while low < high:  # parameters grow with hidden
             copy.memory.hidden = (low + high + 1) // 2
-            low, high = (copy.memory.hidden, high) if parameters(learner(copy)) <= wanted else (low, copy.memory.hidden - 1)
+            low, high = (
+                (copy.memory.hidden, high) if parameters(learner(copy)) <= wanted else (low, copy.memory.hidden - 1)
+            )
         copy.memory.hidden = low
     OmegaConf.set_readonly(copy, True)
     return copy

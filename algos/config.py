@@ -199,6 +199,13 @@ def _sentence(error: Exception) -> str:
     if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
         parts.append(str(error.__cause__))
     lines = [line.strip() for line in "\n".join(parts).splitlines()]
-    noise = ("full_key:", "object_type=", "reference_type=", "Config search path", "provider=", "To append to your config")
+    noise = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "Config search path",
+        "provider=",
+        "To append to your config",
+    )
     kept = [line for line in lines if line and not line.startswith(noise)]
     return " ".join(kept)

@@ -116,4 +116,3 @@ def _fresh(config: DictConfig) -> DictConfig:
         number += 1
         copy.run = f"{config.run}-{number}"
     return copy
-

@@ -37,7 +37,9 @@ class Log:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for tag, value in values.items():
             self.board.add_scalar(tag, value, step)
-            self.file.write(json.dumps({"step": step, "tag": tag, "value": value if math.isfinite(value) else None}) + "\n")
+            self.file.write(
+                json.dumps({"step": step, "tag": tag, "value": value if math.isfinite(value) else None}) + "\n"
+            )
 
     def image(self, step: int, tag: str, picture: Tensor) -> None:
         """picture [H, W, 3] in 0..1."""
@@ -76,6 +78,9 @@ def picture(figure: Any) -> Tensor:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).view(
-        *reversed(canvas.get_width_height()), 4
-    )[..., :3] / 255
+    return (
+        torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).view(
+            *reversed(canvas.get_width_height()), 4
+        )[..., :3]
+        / 255
+    )

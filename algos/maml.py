@@ -86,7 +86,9 @@ class MAML(Learner):
             raise ValueError(f"adapt: no parameter of the model begins with {adapt!r}")
         parameters = dict(model.named_parameters())
         self.rates = nn.ParameterList(
-            nn.Parameter(torch.full_like(parameters[name] if learn_rates else parameters[name].new_zeros(()), rate), learn_rates)
+            nn.Parameter(
+                torch.full_like(parameters[name] if learn_rates else parameters[name].new_zeros(()), rate), learn_rates
+            )
             for name in self.fast
         )
 

@@ -18,7 +18,8 @@ from nestmem.errors import UserError
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left } figure { display: inline-block; margin: 0 1rem 1rem 0 }
 img { max-width: 100% } figcaption { color: #555; font-size: .9rem } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
 """
@@ -106,7 +107,9 @@ def _names(runs: list[Run]) -> list[str]:
 def _page(runs: list[Run], images: dict[str, str]) -> str:
     env = runs[0].result["env"]
     title = f"{env['name']}, {env['ways']} ways, {env['shots']} shots"
-    head = "".join(f"<th>{c}</th>" for c in ("memory", "accuracy, %", "95 % interval", "parameters", "state bytes", "training, s"))
+    head = "".join(
+        f"<th>{c}</th>" for c in ("memory", "accuracy, %", "95 % interval", "parameters", "state bytes", "training, s")
+    )
     body = ""
     for name, run in zip(_names(runs), runs, strict=True):
         r = run.result

@@ -71,7 +71,9 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 self.step += 1
                 rate = options.tasks / (time.perf_counter() - started)
-                bar.update(task, completed=self.step, info=f"accuracy {100 * metrics['accuracy']:.1f} %, {rate:.0f} tasks/s")
+                bar.update(
+                    task, completed=self.step, info=f"accuracy {100 * metrics['accuracy']:.1f} %, {rate:.0f} tasks/s"
+                )
                 last = self.step == options.steps
                 if self.step % 10 == 0 or last:
                     self.log.scalars(self.step, {f"train/{k}": v for k, v in metrics.items()})
@@ -142,7 +144,9 @@ class Trainer:
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             what = "loss" if not math.isfinite(totals["loss"]) else "gradient"
             kept = f"checkpoint {self.last_saved} is kept" if self.last_saved else "no checkpoint was due yet"
-            raise UserError(f"trainer.lr: the {what} is not finite at step {self.step + 1}; {kept}; try less than {options.lr}")
+            raise UserError(
+                f"trainer.lr: the {what} is not finite at step {self.step + 1}; {kept}; try less than {options.lr}"
+            )
         self.optimizer.step()
         return totals | {"gradient_norm": norm, "rate": rate}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,13 +19,23 @@ FOLDER = Path(__file__).parent / "results"
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    import os
-
     return f"{os.cpu_count()}-core CPU"
 
 
-def row(claim: str, method: str, value: float, *, unit: str, n: int, low: float | None = None, high: float | None = None,
-        wall_s: float | None = None, state_bytes: int | None = None, params: int | None = None, note: str = "") -> dict[str, Any]:  # fmt: skip
+def row(
+    claim: str,
+    method: str,
+    value: float,
+    *,
+    unit: str,
+    n: int,
+    low: float | None = None,
+    high: float | None = None,
+    wall_s: float | None = None,
+    state_bytes: int | None = None,
+    params: int | None = None,
+    note: str = "",
+) -> dict[str, Any]:
     """One row of a claim; `n` counts seeds or trials (0: a published number, its source in `note`)."""
     return {
         "claim": claim, "method": method, "value": value, "low": low, "high": high, "n": n, "unit": unit,
@@ -34,13 +45,14 @@ def row(claim: str, method: str, value: float, *, unit: str, n: int, low: float 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write results/NAME.json and print the rows."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=FOLDER.parent).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "--", "nestmem", "envs", "algos", "configs"], capture_output=True, text=True, cwd=FOLDER.parent.parent).stdout.strip()
+    top = FOLDER.parent.parent
+    commit = _git(top, "rev-parse", "--short", "HEAD")
+    changed = _git(top, "status", "--porcelain", "--", "nestmem", "envs", "algos", "configs")
     script = Path(sys.argv[0])
     result = {
         "script": f"benchmarks/{script.name}",
         "command": " ".join(["python -m", f"benchmarks.{script.stem}", *sys.argv[1:]]),
-        "commit": commit + ("+changes" if dirty else ""),
+        "commit": commit + ("+changes" if changed else ""),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -53,3 +65,7 @@ def save(name: str, rows: list[dict[str, Any]]) -> Path:
         interval = f" [{r['low']:.4g}, {r['high']:.4g}]" if r["low"] is not None else ""
         print(f"{r['claim']:36} {r['method']:44} {r['value']:.6g}{interval} {r['unit']} (n={r['n']})")
     return path
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=folder).stdout.strip()

@@ -1,6 +1,6 @@
 """Claim resume-identical: kill a training run with SIGKILL at a random moment, continue it, compare with one left alone.
 
-    python -m benchmarks.resume [kills=30]
+python -m benchmarks.resume [kills=30]
 """
 
 from __future__ import annotations

@@ -54,10 +54,14 @@ def digest(path: Path) -> str:
                 if info.is_dir():
                     continue
                 if info.file_size > MAX_MEMBER:
-                    raise UserError(f"{path}: member {info.filename} has {info.file_size} bytes, expected at most {MAX_MEMBER}")
+                    raise UserError(
+                        f"{path}: member {info.filename} has {info.file_size} bytes, expected at most {MAX_MEMBER}"
+                    )
                 total.update(info.filename.encode() + b"\0" + archive.read(info))
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: not a readable zip ({error}); delete it and run `nestmem data get {path.parent.name}`") from None
+        raise UserError(
+            f"{path}: not a readable zip ({error}); delete it and run `nestmem data get {path.parent.name}`"
+        ) from None
     return total.hexdigest()
 
 

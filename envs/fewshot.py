@@ -59,7 +59,15 @@ class FewShot:
     """
 
     def __init__(
-        self, data: ImageSet, *, ways: int, shots: int, queries: int, seed: int, augment: float = 0.0, device: str | torch.device = "cpu"
+        self,
+        data: ImageSet,
+        *,
+        ways: int,
+        shots: int,
+        queries: int,
+        seed: int,
+        augment: float = 0.0,
+        device: str | torch.device = "cpu",
     ):
         classes, drawings = data.images.shape[:2]
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):

@@ -50,7 +50,10 @@ def make(alphabets: int, characters: int, seed: int, jitter: float = 0.07) -> Im
     control = control / control.abs().amax((2, 3, 4), keepdim=True)
     control, used, pen = control.flatten(0, 1), used.flatten(0, 1), pen.repeat_interleave(c)
     drawn = control[:, None] + jitter * torch.randn(a * c, DRAWINGS, STROKES, 3, 2, generator=g)
-    angle, scale = 0.12 * torch.randn(a * c, DRAWINGS, generator=g), 1 + 0.08 * torch.randn(a * c, DRAWINGS, generator=g)
+    angle, scale = (
+        0.12 * torch.randn(a * c, DRAWINGS, generator=g),
+        1 + 0.08 * torch.randn(a * c, DRAWINGS, generator=g),
+    )
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
     drawn = drawn @ (scale[..., None, None] * turn).unsqueeze(2).mT
     drawn = drawn + 0.06 * torch.randn(a * c, DRAWINGS, 1, 1, 2, generator=g)
@@ -64,7 +67,7 @@ def make(alphabets: int, characters: int, seed: int, jitter: float = 0.07) -> Im
 
 def _ink(points: Tensor, used: Tensor, pen: Tensor) -> Tensor:
     """Points [c, E, S, P, 2] in -1..1 to uint8 [c, E, 28, 28]: dots on a pixel grid, spread by the pen [c] and clipped."""
-    c, e, s, p, _ = points.shape
+    c, e, _s, _p, _ = points.shape
     at = ((points + 1) / 2 * SIZE - 0.5).clamp(0, SIZE - 1.001)
     low, part = at.floor().long(), at - at.floor()
     canvas = torch.zeros(c, e, SIZE * SIZE)

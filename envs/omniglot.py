@@ -94,5 +94,7 @@ def _decode(path: Path, into: dict[str, np.ndarray]) -> None:
             if not (match := _MEMBER.fullmatch(info.filename)):
                 raise UserError(f"{path}: unexpected member {info.filename!r}")
             name, drawing = match[1], int(match[2])
-            picture = Image.open(io.BytesIO(archive.read(info))).convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            picture = (
+                Image.open(io.BytesIO(archive.read(info))).convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            )
             into.setdefault(name, np.zeros((DRAWINGS, SIZE, SIZE), np.uint8))[drawing - 1] = 255 - np.asarray(picture)

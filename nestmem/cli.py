@@ -123,7 +123,9 @@ def _checkout(module: str) -> Any:
                 "nestmem: training runs in a checkout of the repository (the installed package is the library alone); "
                 "clone it and use `uv run nestmem ...` there"
             ) from None
-        raise UserError(f"nestmem: the package {missing!r} is missing; install the extra: pip install 'nestmem[train]'") from None
+        raise UserError(
+            f"nestmem: the package {missing!r} is missing; install the extra: pip install 'nestmem[train]'"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def replay(
     phi = features * valid[..., None]
     error = (targets - features @ weights) * valid[..., None]
     gram = phi @ phi.mT + ridge * torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)
-    return weights + rate * phi.mT @ torch.linalg.solve(gram, error)
+    change: Tensor = phi.mT @ torch.linalg.solve(gram, error)
+    return weights + rate * change
 
 
 def distill(weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, steps: int = 5) -> Tensor:
@@ -60,4 +61,4 @@ def average_(parameters: Iterable[tuple[nn.Parameter, Tensor]], rate: float = 0.
     """
     with torch.no_grad():
         for parameter, delta in parameters:
-            parameter += rate * delta.mean(0)
+            parameter.add_(delta.mean(0), alpha=rate)

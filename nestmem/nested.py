@@ -4,15 +4,16 @@ Every level answers every query; what is said is a mixture, with one learned wei
     y = sum_l g_l y_l,   g = softmax(MLP(confidence of every level))
 Where outcomes are labels the mixture is over the levels' label distributions: y = log sum_l g_l softmax(y_l).
 A level that can `absorb` is slow: between two ticks of its clock (`spec.period` steps) it is constant, and at a tick it
-takes over what the nearest faster level offers. The other levels see every token. Reads are mixed *or* fed to a core, never both: with both,
-the mixture leans on the core and its weights say nothing about timescales.
+takes over what the nearest faster episodic level offers. The other levels see every token. Reads are mixed *or* fed to a
+core, never both: with both, the mixture leans on the core and its weights say nothing about timescales.
 Legend: B rows, T steps, L levels, D token, V outcome.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from nestmem.memory.base import (
     State,
     check_fields,
     stack_aux,
-    vmapped,
+    traced,
 )
 from nestmem.memory.episodic import Episodic
 from nestmem.memory.lstm import LSTM
@@ -68,7 +69,7 @@ class NestedMemory(Memory):
         self.d_model, self.fields = levels[0].d_model, fields
         check_fields(fields, self.d_model)
         self.labels = fields is not None and fields.labels
-        self.levels = nn.ModuleList(levels)
+        self.levels: Any = nn.ModuleList(levels)  # Any: a ModuleList forgets what its modules are
         self.rule = RULES[consolidation]
         self.spec = MemorySpec(
             role="slow",
@@ -77,9 +78,10 @@ class NestedMemory(Memory):
             vmap=all(level.spec.vmap for level in levels),
             compiles=all(level.spec.compiles for level in levels),
         )
-        self.gate = nn.Sequential(nn.Linear(EVIDENCE * len(levels), 16), nn.Tanh(), nn.Linear(16, len(levels)))
-        nn.init.zeros_(self.gate[-1].weight)  # every level is heard equally at first
-        nn.init.zeros_(self.gate[-1].bias)
+        last = nn.Linear(16, len(levels))
+        nn.init.zeros_(last.weight)  # every level is heard equally at first
+        nn.init.zeros_(last.bias)
+        self.gate = nn.Sequential(nn.Linear(EVIDENCE * len(levels), 16), nn.Tanh(), last)
         # A slow level is fed by the nearest faster episodic one; without one it sees the tokens and ticks by itself.
         self.source = {
             slow: max(fast for fast in range(slow) if levels[fast].spec.role == "episodic")
@@ -116,13 +118,13 @@ class NestedMemory(Memory):
     def run(self, x: Tensor, state: NestedState) -> tuple[Tensor, NestedState, Aux]:
         """A slow level is constant between two ticks, so each stretch between ticks runs in parallel."""
         periods = [self.levels[i].spec.period for i in self.source]
-        if periods and (vmapped(x) or vmapped(state.step) or bool((state.step != state.step[0]).any())):
+        if periods and (traced(x) or traced(state.step) or bool((state.step != state.step[0]).any())):
             return super().run(x, state)
         clock, steps = int(state.step[0]) if periods else 0, x.shape[1]
         ticks = {t + 1 for t in range(steps) if any((clock + t + 1) % period == 0 for period in periods)}
         edges = sorted({0, steps} | ticks)
         pieces = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             reads, auxes, states = [], [], []
             for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
                 if i in self.source:
@@ -169,7 +171,7 @@ class NestedMemory(Memory):
         states = list(state.levels)
         for slow, fast in self.source.items():
             due = state.step % self.levels[slow].spec.period == 0
-            if not vmapped(due) and not torch.compiler.is_compiling() and not bool(due.any()):
+            if not traced(due) and not bool(due.any()):
                 continue
             states[fast], given = self.levels[fast].consolidate(states[fast])
             states[slow] = self.levels[slow].absorb(states[slow], given, due, self.rule)

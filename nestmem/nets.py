@@ -7,6 +7,7 @@ part, then multiplied and shifted, which is exact.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,8 @@ class Norm(nn.Module):
         self.kind = kind
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.mean: Tensor | None
+        self.var: Tensor | None
         if kind == "running":
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("var", torch.ones(channels))
@@ -75,8 +78,7 @@ class Conv(nn.Module):
         stride = 2 if downsample == "stride" else 1
         # A bias before a norm does nothing but cost.
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=norm == "none")
-            for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=norm == "none") for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(Norm(norm, width) for width in channels)
         for _ in channels:
@@ -98,9 +100,9 @@ class MLP(nn.Module):
 
     def __init__(self, widths: Sequence[int]):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
+        for i, layer in enumerate(self.layers):
+            x = layer(F.relu(x) if i else x)
+        return x

@@ -8,8 +8,9 @@ weight lives in a parameter or buffer, so a state can be detached, indexed by ro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ Role = Literal["working", "episodic", "slow", "persistent"]
 Lifetime = Literal["episode", "task", "life"]
 LIFETIMES: tuple[Lifetime, ...] = ("episode", "task", "life")
 
+S = TypeVar("S")
 State = Any  # a NamedTuple of batch-first tensors (or of such NamedTuples)
 
 
@@ -158,9 +160,9 @@ class Memory(nn.Module):
         if mask is not None:
             masked = (~mask.all(0)).nonzero()[:, 0].tolist()
             cuts |= set(masked) | {t + 1 for t in masked}
-        edges = sorted(cuts - {x.shape[1]}) + [x.shape[1]]
+        edges = [*sorted(cuts - {x.shape[1]}), x.shape[1]]
         ys, auxes = [], []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             if reset is not None and bool(reset[:, start].any()):
                 state = self.reset(state, reset[:, start])
             y, after, aux = self.run(x[:, start:stop], state)
@@ -204,9 +206,10 @@ def map_state(fn: Callable[..., Tensor], *states: State) -> State:
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
-def where_rows(keep: Tensor, new: State, old: State) -> State:
+def where_rows(keep: Tensor, new: S, old: S) -> S:
     """Rows of `new` where `keep` [B] is True, else rows of `old`."""
-    return map_state(lambda n, o: torch.where(keep.view(-1, *[1] * (o.dim() - 1)), n, o), new, old)
+    picked: S = map_state(lambda n, o: torch.where(keep.view(-1, *[1] * (o.dim() - 1)), n, o), new, old)
+    return picked
 
 
 def detach(state: State) -> State:
@@ -221,9 +224,7 @@ def select(state: State, rows: Tensor) -> State:
 
 def state_bytes(state: State) -> int:
     """Bytes one row carries."""
-    sizes: list[int] = []
-    map_state(lambda t: sizes.append(t[:1].numel() * t.element_size()) or t, state)
-    return sum(sizes)
+    return sum(t[:1].numel() * t.element_size() for t in state_to_dict(state).values())
 
 
 def state_to_dict(state: State, prefix: str = "") -> dict[str, Tensor]:
@@ -269,6 +270,8 @@ def stack_aux(auxes: list[Aux], join: Callable[[list[Tensor], int], Tensor] = to
     )
 
 
-def vmapped(x: Tensor) -> bool:
-    """Whether a functorch transform wraps `x`: then fused kernels and reading numbers on the host are not available."""
+def traced(x: Tensor) -> bool:
+    """Whether a functorch transform or a compiler traces `x`: then there are no fused kernels and no numbers to read."""
+    if torch.compiler.is_compiling():
+        return True
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # noqa: SLF001  (no public name exists)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, vmapped
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, traced
 from nestmem.memory.registry import register
 
 TINY = 1e-12  # a probability that is never reached, so that its logarithm exists
@@ -117,7 +117,7 @@ class Episodic(Associative):
 
     def run(self, x: Tensor, state: EpisodicState) -> tuple[Tensor, EpisodicState, Aux]:
         """Which slot holds what at each step is decided first, on booleans; then one masked attention reads all steps."""
-        if self.write_when == "surprise" or vmapped(x) or vmapped(self.log_beta) or vmapped(state.keys):
+        if self.write_when == "surprise" or traced(x) or traced(self.log_beta) or traced(state.keys):
             return super().run(x, state)  # surprise depends on what was just read
         steps = x.shape[1]
         new = self.items(x, state.pending)
@@ -134,14 +134,14 @@ class Episodic(Associative):
                 owner = torch.where(place, self.slots + t, owner)
                 owners.append(owner)
                 valids.append(slots.valid)
-            owners, valid = torch.stack(owners, 1), torch.stack(valids, 1)  # [B, T, S]
-        content, match = (m.gather(2, owners) for m in self._similarity(self.binding.address(x), held.key, held.cue))
+            owned, valid = torch.stack(owners, 1), torch.stack(valids, 1)  # [B, T, S]
+        content, match = (m.gather(2, owned) for m in self._similarity(self.binding.address(x), held.key, held.cue))
         weights = _attend(match, valid)
-        spread = torch.zeros_like(same, dtype=weights.dtype).scatter_add(2, owners, weights)
+        spread = torch.zeros_like(same, dtype=weights.dtype).scatter_add(2, owned, weights)
         answer = spread @ held.outcome
-        kept = [part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in held]
+        keys, cues, outcomes = (part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in held)
         confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
-        end = EpisodicState(*kept, slots, self.binding.address(x[:, -1]))
+        end = EpisodicState(keys, cues, outcomes, slots, self.binding.address(x[:, -1]))
         return self._token(answer), end, Aux(confidence=confidence, weights=weights)
 
     def consolidate(self, state: EpisodicState) -> tuple[EpisodicState, Consolidation]:

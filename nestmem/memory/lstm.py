@@ -7,12 +7,13 @@ Legend: B rows, T steps, Q queries, D token, H hidden.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nestmem.memory.base import Aux, Fields, Memory, MemorySpec, check_fields, vmapped
+from nestmem.memory.base import Aux, Fields, Memory, MemorySpec, check_fields, traced
 from nestmem.memory.registry import register
 
 
@@ -75,7 +76,7 @@ class LSTM(Memory):
         return self._answer(self._cell(query, h, c)[0])
 
     def run(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState, Aux]:
-        step_by_step = self.kernel == "loop" or vmapped(x) or vmapped(self.w_hh)
+        step_by_step = self.kernel == "loop" or traced(x) or traced(self.w_hh)
         if step_by_step or (self.reset_every and bool((state.step != state.step[0]).any())):
             steps = []
             for t in range(x.shape[1]):
@@ -103,7 +104,7 @@ class LSTM(Memory):
             return [(0, steps)]
         first = -int(state.step[0]) % self.reset_every
         edges = sorted({0, steps, *range(first, steps, self.reset_every)})
-        return list(zip(edges, edges[1:], strict=False))
+        return list(itertools.pairwise(edges))
 
     def _answer(self, h: Tensor) -> tuple[Tensor, Aux]:
         """The output, and no confidence: an LSTM cannot tell whether it knows."""

@@ -50,7 +50,9 @@ def schema(name: str) -> type:
     target = builder(name)
     function = target.__init__ if inspect.isclass(target) else target
     hints = get_type_hints(function)
-    options = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "d_model", "fields")]
+    options = [
+        p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "d_model", "fields")
+    ]
     return dataclasses.make_dataclass(
         f"{name.capitalize()}Options",
         [("name", str, name), *((p.name, hints[p.name], p.default) for p in options)],

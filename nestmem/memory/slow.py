@@ -10,6 +10,7 @@ Legend: B rows, T steps, N items, K key, C cue, H features, V outcome.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from nestmem.consolidation import Rule
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, vmapped, where_rows
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, traced, where_rows
 from nestmem.memory.registry import register
 
 
@@ -89,14 +90,14 @@ class SlowMLP(Associative):
 
     def run(self, x: Tensor, state: SlowState) -> tuple[Tensor, SlowState, Aux]:
         """Between two ticks the weights are constant, so a window is one batch of gradients and one batch of reads."""
-        if vmapped(x) or vmapped(state.w1) or bool((state.step != state.step[0]).any()):
+        if traced(x) or traced(state.w1) or bool((state.step != state.step[0]).any()):
             return super().run(x, state)
         items, steps = self.items(x, state.pending), x.shape[1]
         first = self.period - 1 - int(state.step[0]) % self.period
         ys, confidences = [], []
         # The item that completes a window is written, and the weights change, before that step's read.
         edges = sorted({0, *range(first, steps, self.period), steps})
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             ticks = (start - first) % self.period == 0 and start >= first
             if ticks:
                 state = self._gather(Item(*(part[:, start : start + 1] for part in items)), state)

@@ -17,8 +17,8 @@ INNER_NORMS = [norm for norm in NORMS if norm != "running"]
 
 def batch():
     g = torch.Generator().manual_seed(3)
-    images = lambda n: torch.rand(TASKS, n, 1, 8, 8, generator=g, dtype=torch.double)  # noqa: E731
-    labels = lambda n: torch.stack([torch.randperm(n, generator=g) % WAYS for _ in range(TASKS)])  # noqa: E731
+    images = lambda n: torch.rand(TASKS, n, 1, 8, 8, generator=g, dtype=torch.double)
+    labels = lambda n: torch.stack([torch.randperm(n, generator=g) % WAYS for _ in range(TASKS)])
     return Episodes(images(6), labels(6), images(9), labels(9))
 
 
@@ -40,12 +40,9 @@ def plain_loop(learner, data):
         fast = {name: parameters[name] for name in learner.fast}
         for _ in range(learner.steps):
             loss = F.cross_entropy(functional_call(learner.model, fast, (sx,)), sy)
-            found = torch.autograd.grad(
-                loss, list(fast.values()), create_graph=learner.second_order, allow_unused=True
-            )
+            found = torch.autograd.grad(loss, list(fast.values()), create_graph=learner.second_order, allow_unused=True)
             fast = {
-                name: w if g is None else w - rate * g
-                for (name, w), rate, g in zip(fast.items(), learner.rates, found)
+                name: w if g is None else w - rate * g for (name, w), rate, g in zip(fast.items(), learner.rates, found)
             }
         total = total + F.cross_entropy(functional_call(learner.model, fast, (qx, (sx, sy))), qy)
     return total / TASKS
@@ -73,7 +70,9 @@ def test_every_memory_beside_the_head(memory):
 
 
 @pytest.mark.parametrize(
-    "options", [{"second_order": False}, {"adapt": "head"}, {"learn_rates": True}], ids=["first order", "ANIL", "Meta-SGD"]
+    "options",
+    [{"second_order": False}, {"adapt": "head"}, {"learn_rates": True}],
+    ids=["first order", "ANIL", "Meta-SGD"],
 )
 def test_every_kin(options):
     assert relative_error(learner("layer", steps=2, **options), batch()) < 1e-10
@@ -82,7 +81,7 @@ def test_every_kin(options):
 def test_first_order_differs_from_second():
     """So that the parity above cannot be met by dropping the second-order term."""
     first, second = (learner("batch", steps=2, second_order=order) for order in (False, True))
-    weights = [list(m.model.parameters())[0] for m in (first, second)]
+    weights = [next(iter(m.model.parameters())) for m in (first, second)]
     a, b = (torch.autograd.grad(m.loss(batch())[0], w)[0] for m, w in zip((first, second), weights))
     assert float((a - b).norm() / b.norm()) > 1e-3
 

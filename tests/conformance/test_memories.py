@@ -63,7 +63,7 @@ def flat(state):
 
 def grads(memory, y):
     weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-    parameters = [p for p in memory.parameters()]
+    parameters = list(memory.parameters())
     found = torch.autograd.grad((y * weight).sum(), parameters, allow_unused=True, retain_graph=True)
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(found, parameters)])
 
