@@ -47,12 +47,6 @@ def _train_one(config: DictConfig, sets: dict[str, ImageSet]) -> None:
         console.print(f"{run}: finished already")
         return
     resume = any((run / "checkpoints").glob("step-*"))
-    if not resume:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(config, run / "config.yaml")
-        except OSError as error:
-            raise UserError(f"run: cannot write to {run} ({error.strerror})") from None
     trainer = Trainer(config, sets, resume)
     for note in trainer.notes:
         console.print(f"{note}; going on from step {trainer.step} instead")

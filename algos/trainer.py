@@ -55,12 +55,13 @@ class Trainer:
         self.notes: list[str] = []
         if resume:
             self._load()
-        self.log = Log(self.run_dir, self.step)
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, then test; returns what RUN/result.json holds. Raises Stopped on Ctrl-C."""
         options, interrupted = self.options, _Interrupt()
+        self.log = Log(self.run_dir, self.step)
         if self.step == 0:
+            OmegaConf.save(self.config, self.run_dir / "config.yaml")
             self.log.text("config", OmegaConf.to_yaml(self.config))
         reached = False
         with interrupted, _progress() as bar:
