@@ -11,6 +11,8 @@ Legend: B tasks, n examples, F features, N ways.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -63,7 +65,7 @@ class MAML(Learner):
     model: called as `model(x)` in the inner loop and `model(x, support)` for the queries.
     steps, eval_steps: inner steps in training and in evaluation. rate: alpha, or where it starts (`learn_rates`).
     second_order: differentiate through the inner gradients. adapt: prefix of the parameters that adapt ("" all,
-    "head" for ANIL).
+    "head" for ANIL). criterion: the loss of both loops; anything else than classes is a regression without accuracy.
     """
 
     point = "inner step"
@@ -78,9 +80,11 @@ class MAML(Learner):
         second_order: bool = True,
         adapt: str = "",
         learn_rates: bool = False,
+        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ):
         super().__init__()
         self.model, self.steps, self.eval_steps, self.second_order = model, steps, eval_steps, second_order
+        self.criterion = criterion
         self.fast = [name for name, _ in model.named_parameters() if name.startswith(adapt)]
         if not self.fast:
             raise ValueError(f"adapt: no parameter of the model begins with {adapt!r}")
@@ -98,7 +102,7 @@ class MAML(Learner):
             for _ in range(self.steps):
                 fast = self.inner_step(fast, sx, sy)
             logits = functional_call(self.model, fast, (qx, (sx, sy)))
-            return F.cross_entropy(logits, qy), (logits.argmax(-1) == qy).float().mean()
+            return self.criterion(logits, qy), (logits.argmax(-1) == qy).float().mean()
 
         losses, accuracy = vmap(task, randomness="different")(*batch)
         return losses.mean(), {"loss": losses.detach().mean(), "accuracy": accuracy.mean()}
@@ -127,7 +131,7 @@ class MAML(Learner):
         """One gradient step on the support set; the rest of the model is shared by all tasks."""
 
         def support_loss(fast: Weights) -> Tensor:
-            return F.cross_entropy(functional_call(self.model, fast, (x,)), y)
+            return self.criterion(functional_call(self.model, fast, (x,)), y)
 
         if self.second_order:
             gradient = grad(support_loss)(fast)

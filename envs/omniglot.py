@@ -31,7 +31,7 @@ ARCHIVES = tuple(
         ("evaluation", "748bfbe557520aab543e31b7cb103f75cc655361f4e6b7fe1ccede747c9710f7"),
     )
 )
-_MEMBER = re.compile(r"images_(?:background|evaluation)/([^/]+/character\d\d)/\d{4}_(\d\d)\.png")
+MEMBER = re.compile(r"images_(?:background|evaluation)/([^/]+/character\d\d)/\d{4}_(\d\d)\.png")
 VAL_ALPHABETS = {"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"}
 TEST_ALPHABETS = {
     "Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya", "Sylheti",
@@ -91,7 +91,7 @@ def _decode(path: Path, into: dict[str, np.ndarray]) -> None:
         for info in archive.infolist():
             if info.is_dir():
                 continue
-            if not (match := _MEMBER.fullmatch(info.filename)):
+            if not (match := MEMBER.fullmatch(info.filename)):
                 raise UserError(f"{path}: unexpected member {info.filename!r}")
             name, drawing = match[1], int(match[2])
             picture = (

@@ -1,0 +1,107 @@
+"""The table of claims: goal, best of ours, whether it is met. `--write` puts the tables of results into README.md.
+
+python -m benchmarks.claims [--write]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import FOLDER
+
+README = FOLDER.parent.parent / "README.md"
+Row = dict[str, Any]
+Goal = tuple[str, Callable[[Row], bool]]
+
+
+def at_least(goal: float) -> Goal:
+    return f"≥ {goal:g}", lambda row: row["value"] >= goal
+
+
+def at_most(goal: float) -> Goal:
+    return f"≤ {goal:g}", lambda row: row["value"] <= goal
+
+
+# Goal of each claim and the beginning of the method it is about. The rest of a claim's rows are peers and controls.
+GOALS: dict[str, tuple[Goal, str]] = {
+    "quickstart-seconds": (at_most(200), ""),
+    "quickstart-gain": (("interval above 0", lambda row: row["low"] > 0), "nested"),
+    "omniglot-5w1s": (at_least(98.7), "black box, nested memory"),
+    "omniglot-20w1s": (at_least(95.8), "black box, nested memory"),
+    "maml-vs-learn2learn-cpu": (at_least(3), ""),
+    "maml-vs-learn2learn-tuned-cpu": (at_least(1.4), "learn2learn in memory, 2 processes"),
+    "maml-vs-learn2learn-small-cpu": (at_least(5), ""),
+    "sampling-vs-learn2learn": (at_least(50), ""),
+    "meta-gradient-error": (at_most(1e-10), ""),
+    "resume-identical": (at_least(100), ""),
+}
+
+
+def all_rows() -> list[Row]:
+    """Every row of every result file, with the file's commit and machine."""
+    rows = []
+    for path in sorted(FOLDER.glob("*.json")):
+        result = json.loads(path.read_text())
+        rows += [row | {"machine": result["machine"], "commit": result["commit"]} for row in result["rows"]]
+    return rows
+
+
+def status(rows: list[Row]) -> str:
+    """Markdown: one line for each claim with a goal; the worst of the rows it is about decides."""
+    lines = ["| claim | goal | measured | met |", "|---|---|---|---|"]
+    for claim, ((text, reached), about) in GOALS.items():
+        mine = [r for r in rows if r["claim"] == claim and r["n"] and r["method"].startswith(about)]
+        if mine:
+            values = ", ".join(f"{r['value']:.4g}{interval(r)} {r['unit']}" for r in mine)
+            lines.append(f"| {claim} | {text} | {values} | {'yes' if all(map(reached, mine)) else 'no'} |")
+        else:
+            lines.append(f"| {claim} | {text} | not run | |")
+    return "\n".join(lines)
+
+
+def table(rows: list[Row], claims: list[str]) -> str:
+    """Markdown: every row of the claims."""
+    lines = ["| claim | method | value | seeds or rounds | training, s | note |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row["claim"] in claims:
+            seconds = "" if row["wall_s"] is None else f"{row['wall_s']:.0f}"
+            n = row["n"] or "published"
+            lines.append(
+                f"| {row['claim']} | {row['method']} | {row['value']:.4g}{interval(row)} {row['unit']} | {n} | {seconds} | {row['note']} |"
+            )
+    return "\n".join(lines)
+
+
+def interval(row: Row) -> str:
+    return "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
+
+
+SECTIONS = {
+    "few-shot": ["omniglot-5w1s", "omniglot-20w1s", "quickstart-seconds", "quickstart-accuracy", "quickstart-gain"],
+    "speed": [
+        "maml-vs-learn2learn-cpu", "maml-vs-learn2learn-tuned-cpu", "maml-vs-learn2learn-small-cpu",
+        "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
+    ],
+    "exactness": ["meta-gradient-error", "resume-identical"],
+}  # fmt: skip
+
+
+def write(text: str, rows: list[Row]) -> str:
+    """The README with the tables between its markers made anew."""
+    for name, claims in SECTIONS.items():
+        begin, end = f"<!-- results: {name} -->", f"<!-- end: {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table(rows, claims)}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    found = all_rows()
+    print(status(found))
+    if "--write" in sys.argv:
+        README.write_text(write(README.read_text(), found))
