@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.results import FOLDER
@@ -70,9 +69,8 @@ def table(rows: list[Row], claims: list[str]) -> str:
         if row["claim"] in claims:
             seconds = "" if row["wall_s"] is None else f"{row['wall_s']:.0f}"
             n = row["n"] or "published"
-            lines.append(
-                f"| {row['claim']} | {row['method']} | {row['value']:.4g}{interval(row)} {row['unit']} | {n} | {seconds} | {row['note']} |"
-            )
+            value = f"{row['value']:.4g}{interval(row)} {row['unit']}"
+            lines.append(f"| {row['claim']} | {row['method']} | {value} | {n} | {seconds} | {row['note']} |")
     return "\n".join(lines)
 
 
