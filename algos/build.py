@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import nestmem
 from algos.blackbox import BlackBox
+from algos.config import memory_options
 from algos.learner import Learner
 from algos.maml import MAML, Classifier
 from envs import folder, glyphs, omniglot
@@ -99,18 +99,18 @@ def parameters(module: torch.nn.Module) -> int:
 
 def baseline(config: DictConfig, name: str) -> DictConfig:
     """The same run with memory `name`, whose `hidden` (if it has one) is chosen for as many parameters."""
-    if name not in nestmem.memories():
-        raise UserError(f"baselines: no memory is called {name!r}; known: {', '.join(nestmem.memories())}")
     copy = OmegaConf.create(OmegaConf.to_container(config))
-    copy.memory = OmegaConf.structured(registry.schema(name))
+    copy.memory = memory_options(name)
     copy.run, copy.baselines = f"{config.run}/baselines/{name}", []
-    if "hidden" in inspect.signature(registry.builder(name)).parameters:
-        wanted, low, high = parameters(learner(config)), 1, 4096
-        while low < high:  # parameters grow with hidden
-            copy.memory.hidden = (low + high + 1) // 2
-            low, high = (
-                (copy.memory.hidden, high) if parameters(learner(copy)) <= wanted else (low, copy.memory.hidden - 1)
-            )
+    if "hidden" in copy.memory:
+        with torch.device("meta"):  # shapes alone
+            wanted, low, high = parameters(learner(config)), 1, 4096
+            while low < high:  # parameters grow with hidden
+                copy.memory.hidden = (low + high + 1) // 2
+                if parameters(learner(copy)) <= wanted:
+                    low = copy.memory.hidden
+                else:
+                    high = copy.memory.hidden - 1
         copy.memory.hidden = low
     OmegaConf.set_readonly(copy, True)
     return copy

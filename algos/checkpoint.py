@@ -64,13 +64,14 @@ def read(run: Path) -> tuple[Checkpoint, list[str]]:
     complaints: list[str] = []
     for folder in folders:
         try:
-            return _read_one(folder), complaints
+            return read_one(folder), complaints
         except UserError as error:
             complaints.append(str(error))
     raise UserError(f"{run}: no whole checkpoint is left ({'; '.join(complaints)})")
 
 
-def _read_one(folder: Path) -> Checkpoint:
+def read_one(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`; raises UserError if it is damaged or foreign."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         blob = (folder / "tensors.safetensors").read_bytes()

@@ -147,6 +147,13 @@ def _store() -> None:
 _store()
 
 
+def memory_options(name: str) -> DictConfig:
+    """The options of a memory with their defaults; "none" is MAML's plain model."""
+    if name != "none" and name not in nestmem.memories():
+        raise UserError(f"baselines: no memory is called {name!r}; known: none, {', '.join(nestmem.memories())}")
+    return OmegaConf.structured(NoMemory if name == "none" else registry.schema(name))
+
+
 def configure(overrides: list[str]) -> DictConfig:
     """The configuration of `nestmem train OVERRIDES`; raises UserError with one sentence."""
     GlobalHydra.instance().clear()

@@ -35,12 +35,12 @@ def gates(weights: Sequence[Sequence[float]], levels: Sequence[str], point: str)
     return figure
 
 
-def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str) -> Figure:
-    """Validation accuracy in percent against training time or updates."""
+def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str = "validation accuracy, %") -> Figure:
+    """Accuracy in percent against training time or updates."""
     figure, axes = _figure()
     for name, points in curves.items():
         axes.plot([p[0] for p in points], [p[1] for p in points], marker=".", label=name)
-    axes.set(xlabel=x, ylabel="validation accuracy, %")
+    axes.set(xlabel=x, ylabel=y)
     axes.legend()
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class Log:
         self.path = run / "scalars.jsonl"
         try:
             run.mkdir(parents=True, exist_ok=True)
+            if not step:  # a run killed before its first checkpoint begins anew
+                shutil.rmtree(run / "tensorboard", ignore_errors=True)
             kept = [json.dumps(row) + "\n" for row in rows(run) if row["step"] <= step] if step else []
             partial = self.path.with_suffix(".part")
             partial.write_text("".join(kept))

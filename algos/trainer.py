@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from algos import build, checkpoint, figures
+from algos.checkpoint import Checkpoint
 from algos.learner import Outcome
 from algos.logs import Log, picture
 from envs.fewshot import Episodes, ImageSet
@@ -54,7 +55,8 @@ class Trainer:
         self.step, self.seconds, self.last_saved = 0, 0.0, 0
         self.notes: list[str] = []
         if resume:
-            self._load()
+            found, self.notes = checkpoint.read(self.run_dir)
+            self.restore(found)
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, then test; returns what RUN/result.json holds. Raises Stopped on Ctrl-C."""
@@ -167,8 +169,8 @@ class Trainer:
             self.log.image(self.step, "val/gates", picture(figure))
         return mean >= self.options.target
 
-    def _load(self) -> None:
-        found, self.notes = checkpoint.read(self.run_dir)
+    def restore(self, found: Checkpoint) -> None:
+        """Put everything back to where a checkpoint of this configuration was written."""
         different = first_difference(found.meta.get("config"), OmegaConf.to_container(self.config))
         if different:
             raise UserError(f"{found.path}: this checkpoint is of another configuration ({different})")

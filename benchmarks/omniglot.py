@@ -3,16 +3,18 @@
     python -m benchmarks.omniglot train METHOD SEED   one run into runs/omniglot (an hour or less; goes on if interrupted)
     python -m benchmarks.omniglot collect             test every run there on 1,200 tasks per seed, write the results
 
-Test classes are those of the Vinyals list with its rotations (1,692); the rows "unrotated" use the 423 characters alone.
+Test classes are those of the Vinyals list with its rotations (1,692); "unrotated" rows use the 423 characters alone.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from algos import jobs, logs
+from algos import build, checkpoint, figures, jobs
+from algos.trainer import Trainer
 from benchmarks.results import row, save
 from nestmem.probes import mean_interval
 
@@ -63,63 +65,77 @@ def train(method: str, seed: str, extra: list[str]) -> None:
 
 
 def collect() -> None:
+    """Test what has been trained. The last weights count; the checkpoints on the way show accuracy against wall time."""
     rows: list[dict[str, Any]] = []
     for method, (_, ways, title) in METHODS.items():
         runs = sorted(p.parent for p in ROOT.glob(f"{method}-s[0-9]/result.json"))
-        for way in ways if runs else []:
-            for rotated in (True, False):
-                results = [
-                    jobs.evaluate(str(run), [f"ways={way}", f"tasks={TASKS}", "queries=5"], rotated) for run in runs
-                ]
-                over_seeds = mean_interval([r["accuracy"] for r in results])
-                seconds = mean_interval([logs_seconds(run) for run in runs]).mean
-                each = ", ".join(f"{r['accuracy']:.2f}" for r in results)
-                note = f"seeds {each}; one thread each, {TASKS} tasks per seed"
-                name = title if rotated else f"{title}, unrotated test characters"
+        if not runs:
+            continue
+        for rotated in (True, False):
+            trainers = [restored(run, rotated) for run in runs]
+            for way in ways:
+                each = [accuracy(trainer, way, TASKS) for trainer in trainers]
+                mean = mean_interval(each)
+                summary = json.loads((runs[0] / "result.json").read_text())
+                seconds = mean_interval([trainer.seconds for trainer in trainers]).mean
+                note = f"seeds {', '.join(f'{value:.2f}' for value in each)}; {TASKS} tasks each; trained on one core"
                 rows.append(
                     row(
                         f"omniglot-{way}w1s",
-                        name,
-                        over_seeds.mean,
-                        low=over_seeds.low,
-                        high=over_seeds.high,
+                        title if rotated else f"{title}, unrotated",
+                        mean.mean,
+                        low=mean.low,
+                        high=mean.high,
                         n=len(runs),
                         unit="%",
                         wall_s=round(seconds),
-                        params=results[0]["parameters"],
-                        state_bytes=results[0]["state_bytes"],
+                        params=summary["parameters"],
+                        state_bytes=summary["state_bytes"],
                         note=note,
                     )
                 )
-        for run in runs:
-            rows += wall_time(run, title)
+        trainer = restored(runs[0], rotated=True)
+        for folder in sorted((runs[0] / "checkpoints").glob("step-*")):
+            trainer.restore(checkpoint.read_one(folder))
+            rows += [
+                row(
+                    f"omniglot-{way}w1s-wall-time",
+                    title,
+                    accuracy(trainer, way, 200),
+                    n=1,
+                    unit="%",
+                    wall_s=round(trainer.seconds),
+                )
+                for way in ways
+            ]
     for way, published in PUBLISHED.items():
         rows += [
             row(f"omniglot-{way}w1s", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in published
         ]
     save("omniglot", rows)
+    draw(rows)
 
 
-def logs_seconds(run: Path) -> float:
-    return max(r["value"] for r in logs.rows(run) if r["tag"] == "time/seconds")
+def restored(run: Path, rotated: bool) -> Trainer:
+    config = jobs.stored_config(run)
+    env = config.env.copy()
+    env.test_rotations = rotated
+    return Trainer(config, build.image_sets(env), resume=True)
 
 
-def wall_time(run: Path, title: str) -> list[dict[str, Any]]:
-    """The validation curve of one run: accuracy at its own ways against seconds of training."""
-    scalars = logs.rows(run)
-    seconds = {r["step"]: r["value"] for r in scalars if r["tag"] == "time/seconds"}
-    return [
-        row(
-            f"omniglot-wall-time-{run.name}",
-            title,
-            r["value"],
-            n=1,
-            unit="% (training classes held as validation)",
-            wall_s=round(seconds[r["step"]]),
-        )
-        for r in scalars
-        if r["tag"] == "val/accuracy"
-    ]
+def accuracy(trainer: Trainer, ways: int, tasks: int) -> float:
+    """Percent of the queries of test tasks answered right after the last of the support set."""
+    steps = trainer.evaluate("test", tasks, ways=ways, shots=1, queries=5)
+    return float(100 * steps.accuracy[:, -1].mean())
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """docs/omniglot.png: test accuracy against seconds of training, of the first seed of each method."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r["claim"].endswith("-wall-time"):
+            curves.setdefault(f"{r['claim'].split('-')[1]}: {r['method']}", []).append((r["wall_s"], r["value"]))
+    figures.learning(curves, "seconds of training on one core", "test accuracy, %").savefig("docs/omniglot.png")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def test_finished_runs_are_not_trained_again_and_a_second_run_gets_its_own_folde
     assert (run.parent / "run-2" / "result.json").is_file()
 
 
-@pytest.mark.parametrize("algo", [[], ["memory=nested"], ["algo.adapt=head"], ["algo.learn_rates=true"]])
+@pytest.mark.parametrize(
+    "algo",
+    [[], ["memory=nested"], ["algo.adapt=head"], ["algo.learn_rates=true"], ["memory=nested", "baselines=[none]"]],
+)
 def test_maml_trains_from_the_command_line(tmp_path, algo):
     assert main(["train", "experiment=maml", f"run={tmp_path}/m", *TINY, *algo]) == 0
     result = json.loads((tmp_path / "m" / "result.json").read_text())
@@ -76,6 +79,10 @@ def test_maml_trains_from_the_command_line(tmp_path, algo):
 def test_a_target_stops_early(tmp_path):
     assert main(["train", f"run={tmp_path}/t", "baselines=[]", *TINY, "trainer.target=0"]) == 0
     assert json.loads((tmp_path / "t" / "result.json").read_text())["step"] == 2
+
+
+def test_mixed_precision_and_chunks(tmp_path):
+    assert main(["train", f"run={tmp_path}/a", "baselines=[]", *TINY, "trainer.amp=true", "trainer.chunk=1"]) == 0
 
 
 @pytest.mark.parametrize("memory", ["lstm", "episodic", "slow"])
