@@ -95,17 +95,8 @@ class NestedMemory(Memory):
         return NestedState(states, torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def step(self, x: Tensor, state: NestedState) -> tuple[Tensor, NestedState, Aux]:
-        reads, auxes, states = [], [], []
-        for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
-            if i in self.source:
-                y, aux = level.read(x, held)
-            else:
-                y, held, aux = level.step(x, held)
-            reads.append(y)
-            auxes.append(aux)
-            states.append(held)
-        y, aux = self.combine(reads, auxes)
-        return y, self._tick(NestedState(tuple(states), state.step + 1)), aux
+        y, state, aux = self._advance(x, state, steps=1)
+        return y, self._tick(state), aux
 
     def read(self, query: Tensor, state: NestedState) -> tuple[Tensor, Aux]:
         answers = [level.read(query, held) for level, held in zip(self.levels, state.levels, strict=True)]
@@ -123,20 +114,27 @@ class NestedMemory(Memory):
         clock, steps = int(state.step[0]) if periods else 0, x.shape[1]
         ticks = {t + 1 for t in range(steps) if any((clock + t + 1) % period == 0 for period in periods)}
         edges = sorted({0, steps} | ticks)
-        pieces = []
+        ys, auxes = [], []
         for start, stop in itertools.pairwise(edges):
-            reads, auxes, states = [], [], []
-            for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
-                if i in self.source:
-                    y, aux = level.read(x[:, start:stop], held)
-                else:
-                    y, held, aux = level.run(x[:, start:stop], held)
-                reads.append(y)
-                auxes.append(aux)
-                states.append(held)
-            state = self._tick(NestedState(tuple(states), state.step + (stop - start)))
-            pieces.append(self.combine(reads, auxes))
-        return torch.cat([y for y, _ in pieces], 1), state, stack_aux([aux for _, aux in pieces], torch.cat)
+            y, state, aux = self._advance(x[:, start:stop], state, steps=stop - start)
+            state = self._tick(state)
+            ys.append(y)
+            auxes.append(aux)
+        return torch.cat(ys, 1), state, stack_aux(auxes, torch.cat)
+
+    def _advance(self, x: Tensor, state: NestedState, steps: int) -> tuple[Tensor, NestedState, Aux]:
+        """One step [B, D], or a stretch [B, T, D] without ticks: slow levels are read, the others read and write."""
+        reads, auxes, states = [], [], []
+        for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
+            if i in self.source:
+                y, aux = level.read(x, held)
+            else:
+                y, held, aux = level.step(x, held) if x.dim() == 2 else level.run(x, held)
+            reads.append(y)
+            auxes.append(aux)
+            states.append(held)
+        y, aux = self.combine(reads, auxes)
+        return y, NestedState(tuple(states), state.step + steps), aux
 
     def combine(self, reads: Sequence[Tensor], auxes: Sequence[Aux]) -> tuple[Tensor, Aux]:
         """Mix one read per level [..., D]. A probe may pass reads of its own making (interchange, lesions)."""
@@ -184,8 +182,8 @@ def _evidence(answer: Tensor, confidence: Tensor, labels: bool) -> Tensor:
     The raw answer is withheld: from it a small gate cannot work out how sure a level is.
     """
     sure = answer.softmax(-1) if labels else answer
-    first, second = sure.topk(2, dim=-1).values.unbind(-1)
-    return torch.cat([torch.stack([first, first - second, sure.norm(dim=-1)], -1), confidence], -1)
+    top = sure.topk(min(2, sure.shape[-1]), dim=-1).values
+    return torch.cat([top[..., :1], top[..., :1] - top[..., -1:], sure.norm(dim=-1, keepdim=True), confidence], -1)
 
 
 @register("nested")
@@ -193,7 +191,7 @@ def nested(
     d_model: int,
     fields: Fields | None = None,
     hidden: int = 64,
-    reset_every: int = 0,
+    reset_every: int = 64,
     slots: int = 64,
     threshold: float = 0.95,
     slow_hidden: int = 128,
@@ -202,7 +200,8 @@ def nested(
 ) -> NestedMemory:
     """LSTM, episodic and slow memory behind one gate, consolidated upwards by replay.
 
-    hidden, reset_every: of the LSTM. slots, threshold: of the episodic memory. slow_hidden, period: of the slow MLP.
+    hidden, reset_every: of the LSTM, which forgets so that slower levels have something left to learn. slots, threshold:
+    of the episodic memory. slow_hidden, period: of the slow MLP.
     """
     levels = [
         LSTM(d_model, fields, hidden=hidden, reset_every=reset_every),

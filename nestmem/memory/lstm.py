@@ -27,7 +27,8 @@ class LSTMState(NamedTuple):
 class LSTM(Memory):
     """A working memory: the fused LSTM kernel, or a loop of matrix products where that kernel cannot go.
 
-    hidden: H, by default `d_model`; otherwise a linear map brings the output back to D.
+    hidden: H, by default `d_model`; otherwise a linear map brings the output back to D. With `fields` the output is an
+        outcome, in the outcome field of a token.
     reset_every: clear the state every n steps (0: never). A fast level that never forgets starves the slower ones:
         it removes the error before they see it.
     kernel: "fused" has no vmap rule, and on a GPU no double backward; "loop" has both and is several times slower.
@@ -51,7 +52,9 @@ class LSTM(Memory):
         self.bias = nn.Parameter(torch.zeros(4 * self.hidden))
         with torch.no_grad():  # remember by default (Jozefowicz et al. 2015)
             self.bias[self.hidden : 2 * self.hidden] = 1.0
-        self.out = nn.Linear(self.hidden, d_model) if self.hidden != d_model else nn.Identity()
+        self.fields = fields
+        width = d_model if fields is None else fields.outcome
+        self.out = nn.Linear(self.hidden, width) if self.hidden != width else nn.Identity()
 
     def initial_state(self, batch_size: int) -> LSTMState:
         zeros = self.w_hh.new_zeros(batch_size, self.hidden)
@@ -108,7 +111,8 @@ class LSTM(Memory):
 
     def _answer(self, h: Tensor) -> tuple[Tensor, Aux]:
         """The output, and no confidence: an LSTM cannot tell whether it knows."""
-        return self.out(h), Aux(confidence=torch.zeros_like(h[..., :1]))
+        y = self.out(h) if self.fields is None else self.fields.token(self.out(h))
+        return y, Aux(confidence=torch.zeros_like(h[..., :1]))
 
     def _cell(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         gates = x @ self.w_ih.T + h @ self.w_hh.T + self.bias
