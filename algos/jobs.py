@@ -52,7 +52,11 @@ def _train_one(config: DictConfig, sets: dict[str, ImageSet]) -> None:
         console.print(f"{note}; going on from step {trainer.step} instead")
     size = build.parameters(trainer.learner)
     console.print(f"{config.algo.name} with memory {config.memory.name}: {size:,} parameters, into {run}")
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except OSError as error:  # logs and results; checkpoints say so themselves
+        kept = f"checkpoint {trainer.last_saved} is kept" if trainer.last_saved else "nothing was saved yet"
+        raise UserError(f"run: cannot write to {run} ({error.strerror}); {kept}") from None
     console.print(
         f"test: {result['accuracy']:.2f} % [{result['low']:.2f}, {result['high']:.2f}] on {result['tasks']} tasks "
         f"of {config.env.ways} ways, {config.env.shots} shots; {result['seconds']:.0f} s of training"
