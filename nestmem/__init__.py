@@ -25,6 +25,7 @@ from nestmem.memory.base import (
 )
 from nestmem.memory.episodic import Episodic
 from nestmem.memory.lstm import LSTM
+from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import build, memories, register
 from nestmem.memory.slow import SlowMLP
 from nestmem.nested import NestedMemory
@@ -38,6 +39,7 @@ __all__ = [
     "Episodic",
     "Fields",
     "Item",
+    "LinearMemory",
     "Memory",
     "MemorySpec",
     "NestedMemory",

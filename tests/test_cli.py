@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import nestmem
 from nestmem.cli import main
 
 TINY = [
@@ -85,7 +86,7 @@ def test_mixed_precision_and_chunks(tmp_path):
     assert main(["train", f"run={tmp_path}/a", "baselines=[]", *TINY, "trainer.amp=true", "trainer.chunk=1"]) == 0
 
 
-@pytest.mark.parametrize("memory", ["lstm", "episodic", "slow"])
+@pytest.mark.parametrize("memory", sorted(set(nestmem.memories()) - {"nested"}))
 def test_every_memory_is_a_learner(tmp_path, memory):
     assert main(["train", f"memory={memory}", f"run={tmp_path}/m", "baselines=[]", *TINY]) == 0
 
