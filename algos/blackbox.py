@@ -22,13 +22,15 @@ class BlackBox(Learner):
 
     level_loss: weight of each level's own cross-entropy beside that of the mixture, so that every level learns to
         answer whichever of them the gate prefers.
+    shifts: in evaluation, an image's features are averaged over its shifts by up to so many pixels (0: none).
     """
 
     point = "shots"
 
-    def __init__(self, encoder: nn.Module, memory: Memory, fields: Fields, level_loss: float = 0.2):
+    def __init__(self, encoder: nn.Module, memory: Memory, fields: Fields, level_loss: float = 0.2, shifts: int = 0):
         super().__init__()
-        self.encoder, self.memory, self.fields, self.level_loss = encoder, memory, fields, level_loss
+        self.encoder, self.memory, self.fields = encoder, memory, fields
+        self.level_loss, self.shifts = level_loss, shifts
 
     def loss(self, batch: Episodes) -> tuple[Tensor, dict[str, Tensor]]:
         support, queries = self._features(batch)
@@ -69,7 +71,9 @@ class BlackBox(Learner):
     def _features(self, batch: Episodes) -> tuple[Tensor, Tensor]:
         """Support [B, N K, F] and queries [B, N Q, F], encoded in one go."""
         images = torch.cat([batch.support_x, batch.query_x], 1)
-        features = self.encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        reach = range(-self.shifts, self.shifts + 1) if not self.training else range(1)
+        views = [self.encoder(images.flatten(0, 1).roll((y, x), (2, 3))) for y in reach for x in reach]
+        features = (sum(views) / len(views)).unflatten(0, images.shape[:2])
         support, queries = features.split([batch.support_x.shape[1], batch.query_x.shape[1]], 1)
         return support, queries
 

@@ -79,6 +79,7 @@ class BlackBox:
 
     name: str = "blackbox"
     level_loss: float = 0.2
+    shifts: int = 0
 
 
 @dataclass
