@@ -1,8 +1,9 @@
 """Episodic memory: a ring of slots, written once, read by content.
 
 A soft dictionary (Pritzel et al. 2017, NEC; Ritter et al. 2018, epLSTM) with a product kernel over key and cue:
-    w_s = softmax_s(beta_k cos(q, key_s) + beta_c cos(q_cue, cue_s));  y = sum_s w_s outcome_s
-Because the exponents add, a slot answers only if content *and* cue match: a conjunctive key.
+    w_s = softmax_s(beta_k cos(q, key_s) + beta_c cos(q_cue, cue_s) - rho age_s / S);  y = sum_s w_s outcome_s
+Because the exponents add, a slot answers only if content *and* cue match: a conjunctive key. Age counts later writes; rho is
+learned from zero, so that where meanings change the newer of two slots with one key can win.
 Legend: B rows, T steps, S slots, K key, C cue, V outcome.
 """
 
@@ -78,6 +79,7 @@ class Episodic(Associative):
         self.binding = Binding(d_model, fields, key_size)
         self.labels = fields is not None and fields.labels
         self.log_beta = nn.Parameter(torch.full((2,), math.log(temperature)))  # for content and for cue
+        self.recency = nn.Parameter(torch.zeros(()))  # rho
 
     def initial_state(self, batch_size: int) -> EpisodicState:
         zeros, bind = self.log_beta.new_zeros, self.binding
@@ -97,8 +99,10 @@ class Episodic(Associative):
 
     def read(self, query: Tensor, state: EpisodicState) -> tuple[Tensor, Aux]:
         content, match = self._similarity(self.binding.address(query), state.keys, state.cues)
-        valid = state.slots.valid if query.dim() == 2 else state.slots.valid[:, None]
-        weights = _attend(match, valid)
+        valid, age = state.slots.valid, self._age(state.slots)
+        if query.dim() == 3:
+            valid, age = valid[:, None], age[:, None]
+        weights = _attend(match - self.recency * age, valid)
         confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
         answer = torch.einsum("b...s,bsv->b...v", weights, state.outcomes)
         return self._token(answer), Aux(confidence=confidence, weights=weights)
@@ -128,15 +132,16 @@ class Episodic(Associative):
             wanted = arrived(new)
             slots = state.slots
             owner = torch.arange(self.slots, device=x.device).expand_as(slots.valid)
-            owners, valids = [], []
+            owners, valids, ages = [], [], []
             for t in range(steps):
                 place, slots = self._place(wanted[:, t], same[:, t].gather(1, owner), slots)
                 owner = torch.where(place, self.slots + t, owner)
                 owners.append(owner)
                 valids.append(slots.valid)
-            owned, valid = torch.stack(owners, 1), torch.stack(valids, 1)  # [B, T, S]
+                ages.append(self._age(slots))
+            owned, valid, age = (torch.stack(parts, 1) for parts in (owners, valids, ages))  # [B, T, S]
         content, match = (m.gather(2, owned) for m in self._similarity(self.binding.address(x), held.key, held.cue))
-        weights = _attend(match, valid)
+        weights = _attend(match - self.recency * age, valid)
         spread = torch.zeros_like(same, dtype=weights.dtype).scatter_add(2, owned, weights)
         answer = spread @ held.outcome
         keys, cues, outcomes = (part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in held)
@@ -158,6 +163,10 @@ class Episodic(Associative):
             match = match + beta[1] * torch.einsum("b...c,bnc->b...n", cue, cues)
         return content, match
 
+    def _age(self, slots: Slots) -> Tensor:
+        """Writes since each slot's own, in units of S: [B, S]."""
+        return (slots.clock[:, None] - slots.written).to(self.log_beta.dtype) / self.slots
+
     def _token(self, answer: Tensor) -> Tensor:
         return self.binding.token(torch.log(answer + TINY) if self.labels else answer)
 
@@ -174,6 +183,7 @@ class Episodic(Associative):
     def _surprise(self, item: Item, state: EpisodicState) -> Tensor:
         """1 - p(label), or 1 - cosine of the foreseen and the real outcome: [B]."""
         _, match = self._similarity(torch.cat([item.key, item.cue], -1), state.keys, state.cues)
+        match = match - self.recency * self._age(state.slots)
         foreseen = torch.einsum("bs,bsv->bv", _attend(match, state.slots.valid), state.outcomes)
         if self.labels:
             return 1 - (foreseen * item.outcome).sum(-1)

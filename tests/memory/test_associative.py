@@ -66,6 +66,15 @@ def test_a_relabelled_key_is_a_new_item_and_the_ring_forgets_the_oldest():
     assert state.outcomes[0].argmax(-1).tolist().count(int(relabelled)) >= 1
 
 
+def test_with_recency_the_newer_of_two_meanings_wins():
+    keys, cues, labels = bindings(6)
+    memory = Episodic(FIELDS.width, FIELDS, slots=32, temperature=30.0)
+    later = (labels + 1) % WAYS
+    _, state = memory(sequence(torch.cat([keys, keys]), torch.cat([cues, cues]), torch.cat([labels, later])))
+    memory.recency.data.fill_(30.0)
+    assert torch.equal(ask(memory, keys, cues, state), later)
+
+
 def test_least_used_keeps_what_comes_back():
     keys, cues, labels = bindings(12)
     order = [0, 1, 2, 3, 0, 0, 0, 4, 5, 6, 7, 8]
