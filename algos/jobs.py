@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
 from algos import build
-from algos.config import configure
+from algos.config import Train, configure
 from algos.report import report
 from algos.trainer import Stopped, Trainer, summary
 from envs.fewshot import ImageSet
@@ -28,12 +29,9 @@ def train(overrides: list[str]) -> Path:
     if resumed and len(overrides) > 1:
         other = next(o for o in overrides if not o.startswith("resume="))
         raise UserError(f"resume: a run goes on with its own configuration, but {other!r} was given too")
-    config = stored_config(Path(resumed[0])) if resumed else configure(overrides)
+    config = stored_config(Path(resumed[0])) if resumed else _fresh(configure(overrides))
     flat = [build.baseline(config, name) for name in config.baselines]
     sets = build.image_sets(config.env)
-    if not resumed:
-        config = _fresh(config)
-        flat = [build.baseline(config, name) for name in config.baselines]
     for part in [config, *flat]:
         _train_one(part, sets)
     page = report([Path(config.run)])
@@ -99,10 +97,12 @@ def stored_config(run: Path) -> DictConfig:
     path = run / "config.yaml"
     try:
         config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
-        config.run = str(run)
-    except (OSError, OmegaConfBaseException, AssertionError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"{run}: not a run of nestmem ({path.name} cannot be read: {type(error).__name__})") from None
+    if not isinstance(config, DictConfig) or (missing := {f.name for f in fields(Train)} - set(config)):
+        what = "it is not a configuration" if not isinstance(config, DictConfig) else f"{sorted(missing)[0]} is missing"
+        raise UserError(f"{run}: not a run of nestmem ({path.name}: {what})")
+    config.run = str(run)
     return config
 
 

@@ -147,6 +147,14 @@ def test_bad_input_gets_one_clear_sentence(arguments, says, capsys, tmp_path, mo
     assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
+@pytest.mark.parametrize("content", ["", "a: [", "- 1", "env: {}", "\x00"])
+def test_a_spoilt_configuration_of_a_run(tmp_path, capsys, content):
+    (tmp_path / "config.yaml").write_text(content)
+    for verb in (["train", f"resume={tmp_path}"], ["eval", str(tmp_path)]):
+        assert main(verb) == 2
+        assert f"{tmp_path}: not a run of nestmem" in capsys.readouterr().err
+
+
 def test_eval_of_what_a_run_cannot_do(run, capsys):
     for override, says in (
         ("ways=9", "trained for 5 ways, got 9"),
