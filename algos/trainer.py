@@ -8,6 +8,7 @@ Metrics (x-axis: updates of the slow weights):
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -43,6 +44,7 @@ class Trainer:
         self.config, self.options, self.run_dir = config, config.trainer, Path(config.run)
         self.device = _device(self.options.device)
         torch.set_num_threads(self.options.threads or os.cpu_count() or 1)
+        keep_freed_memory()
         self.sets, self.seeds = sets, build.seeds(config.seed)
         torch.manual_seed(self.seeds["global"])  # nothing here draws from it; a memory of yours might
         self.train_tasks = build.sampler(
@@ -187,6 +189,16 @@ class Trainer:
             raise UserError(f"{found.path}: does not fit this configuration ({reason})") from None
         self.step = self.last_saved = found.step
         self.seconds = float(found.meta["seconds"])
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse freed memory instead of returning it: fresh pages cost some 5 % of a step on a CPU."""
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest it takes
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # not glibc
 
 
 def curve(outcome: Outcome) -> list[Any]:

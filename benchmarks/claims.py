@@ -34,7 +34,7 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "maml-vs-learn2learn-cpu": (at_least(3), ""),
     "maml-vs-learn2learn-tuned-cpu": (at_least(1.4), "learn2learn in memory, 2 processes"),
     "maml-vs-learn2learn-small-cpu": (at_least(5), ""),
-    "sampling-vs-learn2learn": (at_least(50), ""),
+    "sampling-vs-learn2learn": (at_least(50), "learn2learn defaults"),
     "meta-gradient-error": (at_most(1e-10), ""),
     "resume-identical": (at_least(100), ""),
 }
