@@ -79,12 +79,8 @@ def collect() -> None:
             trainers = [restored(run, rotated) for run in runs]
             name = title if rotated else f"{title}, unrotated"
             rows += [tested(runs, trainers, way, name) for way in ways]
-            if rotated and method == "nested":
-                for trainer in trainers:
-                    trainer.learner.shifts = 1
-                rows += [tested(runs, trainers, way, f"{name}, features averaged over 9 shifts") for way in ways[1:]]
         trainer = restored(runs[0], rotated=True)
-        for folder in sorted((runs[0] / "checkpoints").glob("step-*"))[::2]:
+        for folder in sorted((runs[0] / "checkpoints").glob("step-*"))[1::4]:
             trainer.restore(checkpoint.read_one(folder))
             rows += [
                 row(f"omniglot-{way}w1s-wall-time", title, float(np.mean(accuracy(trainer, way, 100))), n=1, unit="%",
