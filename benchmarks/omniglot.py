@@ -26,13 +26,13 @@ ROOT = Path("runs/omniglot")
 TASKS = 600
 METHODS: dict[str, tuple[list[str], list[int], str]] = {
     "nested": (["experiment=omniglot", "trainer.threads=1"], [5, 20], "black box, nested memory"),
-    "lstm": (["experiment=omniglot_lstm", "trainer.threads=1"], [5], "black box, flat LSTM"),
+    "lstm": (["experiment=omniglot_lstm", "trainer.threads=1", "trainer.steps=2000"], [5], "black box, flat LSTM"),
     "lstm-20w": (
         ["experiment=omniglot_lstm", "trainer.threads=1", "env.ways=20", "trainer.steps=1000"],
         [20],
         "black box, flat LSTM",
     ),
-    "maml": (["experiment=omniglot_maml", "trainer.threads=1"], [5], "MAML, strided conv-4"),
+    "maml": (["experiment=omniglot_maml", "trainer.threads=1", "trainer.steps=400"], [5], "MAML, strided conv-4"),
     "maml-20w": (
         [
             "experiment=omniglot_maml",
