@@ -1,7 +1,8 @@
 """Claims omniglot-5w1s and omniglot-20w1s: accuracy on real test characters, and against wall time.
 
     python -m benchmarks.omniglot train METHOD SEED   one run into runs/omniglot (an hour or less; goes on if interrupted)
-    python -m benchmarks.omniglot collect             test every run there on 600 tasks per seed, write the results
+    python -m benchmarks.omniglot collect             test every run there on 600 tasks per seed; rows of methods without
+                                                      a run there stay as they were
 
 Test classes are those of the Vinyals list with its rotations (1,692); "unrotated" rows use the 423 characters alone.
 """
@@ -19,7 +20,7 @@ import torch
 
 from algos import build, checkpoint, figures, jobs
 from algos.trainer import Trainer
-from benchmarks.results import row, save
+from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
 
 ROOT = Path("runs/omniglot")
@@ -28,11 +29,11 @@ METHODS: dict[str, tuple[list[str], list[int], str]] = {
     "nested": (["experiment=omniglot", "trainer.threads=1"], [5, 20], "black box, nested memory"),
     "lstm": (["experiment=omniglot_lstm", "trainer.threads=1", "trainer.steps=2000"], [5], "black box, flat LSTM"),
     "lstm-20w": (
-        ["experiment=omniglot_lstm", "trainer.threads=1", "env.ways=20", "trainer.steps=1000"],
+        ["experiment=omniglot_lstm", "trainer.threads=1", "env.ways=20", "trainer.steps=500"],
         [20],
         "black box, flat LSTM",
     ),
-    "maml": (["experiment=omniglot_maml", "trainer.threads=1", "trainer.steps=400"], [5], "MAML, strided conv-4"),
+    "maml": (["experiment=omniglot_maml", "trainer.threads=1", "trainer.steps=1000"], [5], "MAML, strided conv-4"),
     "maml-20w": (
         [
             "experiment=omniglot_maml",
@@ -41,6 +42,7 @@ METHODS: dict[str, tuple[list[str], list[int], str]] = {
             "algo.rate=0.1",
             "trainer.tasks=8",
             "trainer.chunk=8",
+            "trainer.steps=1000",
         ],
         [20],
         "MAML, strided conv-4",
@@ -71,16 +73,20 @@ def train(method: str, seed: str, extra: list[str]) -> None:
 def collect() -> None:
     """Test what has been trained. The last weights count; the checkpoints on the way show accuracy against wall time."""
     rows: list[dict[str, Any]] = []
+    before = load("omniglot")
     for method, (_, ways, title) in METHODS.items():
         runs = sorted(p.parent for p in ROOT.glob(f"{method}-s[0-9]/result.json"))
         if not runs:
+            claims = [f"omniglot-{way}w1s{suffix}" for way in ways for suffix in ("", "-wall-time")]
+            rows += [r for r in before if r["claim"] in claims and r["method"].removesuffix(", unrotated") == title]
             continue
         for rotated in (True, False):
             trainers = [restored(run, rotated) for run in runs]
             name = title if rotated else f"{title}, unrotated"
             rows += [tested(runs, trainers, way, name) for way in ways]
         trainer = restored(runs[0], rotated=True)
-        for folder in sorted((runs[0] / "checkpoints").glob("step-*"))[1::4]:
+        folders = sorted((runs[0] / "checkpoints").glob("step-*"))
+        for folder in folders[:: max(1, len(folders) // 6)]:
             trainer.restore(checkpoint.read_one(folder))
             rows += [
                 row(f"omniglot-{way}w1s-wall-time", title, float(np.mean(accuracy(trainer, way, 100))), n=1, unit="%",

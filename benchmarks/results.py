@@ -67,5 +67,11 @@ def save(name: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def load(name: str) -> list[dict[str, Any]]:
+    """The rows that results/NAME.json holds, none if it is not there yet."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=folder).stdout.strip()
