@@ -24,6 +24,7 @@ from nestmem.memory.base import (
     state_to_dict,
 )
 from nestmem.memory.episodic import Episodic
+from nestmem.memory.hcam import HCAM
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import build, memories, register
@@ -33,6 +34,7 @@ from nestmem.nested import NestedMemory
 __version__ = "0.1.0"
 
 __all__ = [
+    "HCAM",
     "LSTM",
     "Aux",
     "Consolidation",
