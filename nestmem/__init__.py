@@ -23,12 +23,14 @@ from nestmem.memory.base import (
     state_from_dict,
     state_to_dict,
 )
+from nestmem.memory.continuum import Continuum
 from nestmem.memory.episodic import Episodic
 from nestmem.memory.hcam import HCAM
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import build, memories, register
 from nestmem.memory.slow import SlowMLP
+from nestmem.memory.titans import NeuralMemory
 from nestmem.nested import NestedMemory
 
 __version__ = "0.1.0"
@@ -38,6 +40,7 @@ __all__ = [
     "LSTM",
     "Aux",
     "Consolidation",
+    "Continuum",
     "Episodic",
     "Fields",
     "Item",
@@ -45,6 +48,7 @@ __all__ = [
     "Memory",
     "MemorySpec",
     "NestedMemory",
+    "NeuralMemory",
     "SlowMLP",
     "UserError",
     "average_",

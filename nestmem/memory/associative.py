@@ -73,6 +73,49 @@ class Associative(Memory):
         return Item(*self.binding.split(addresses), self.binding.outcome(x))
 
 
+class MultiHead(Associative):
+    """Base of key-value memories that split the work among heads.
+
+    Every head gets an equal part of the key, and of the outcome unless the token has fields: then every head fits the whole
+    outcome and the answers are averaged. Legend: H heads, K key and V outcome of one head.
+    """
+
+    def __init__(self, d_model: int, fields: Fields | None, heads: int, key_size: int):
+        super().__init__()
+        self.d_model = d_model
+        self.binding = Binding(d_model, fields, key_size)
+        self.split_outcome = fields is None
+        self.address_size = self.binding.key_size + self.binding.cue_size
+        outcome = self.binding.outcome_size
+        for name, width in (("key", self.address_size), ("outcome", outcome if self.split_outcome else 0)):
+            if heads < 1 or width % heads:
+                raise ValueError(f"heads: expected a divisor of the {name}'s width {width}, got {heads}")
+        self.heads, self.key = heads, self.address_size // heads
+        self.outcome = outcome // heads if self.split_outcome else outcome
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, (T,) H n] to [B, H, (T,) n]."""
+        parts: Tensor = x.unflatten(-1, (self.heads, -1))
+        return parts.movedim(-2, 1)
+
+    def keys(self, address: Tensor) -> Tensor:
+        """Addresses [B, (T,) H K] as one unit key per head: [B, H, (T,) K]."""
+        return F.normalize(self.split(address), dim=-1)
+
+    def outcomes(self, outcome: Tensor) -> Tensor:
+        """Outcomes [B, (T,) V'] as every head sees them: [B, H, (T,) V]."""
+        if self.split_outcome:
+            return self.split(outcome)
+        return outcome.unsqueeze(1).expand(-1, self.heads, *[-1] * (outcome.dim() - 1))
+
+    def answer(self, y: Tensor) -> tuple[Tensor, Aux]:
+        """Answers of the heads [B, H, T, V] as tokens [B, T, D]."""
+        joined = y.movedim(1, 2).flatten(2) if self.split_outcome else y.mean(1)
+        answer = self.gain * joined
+        return self.binding.token(answer), Aux(confidence=answer.amax(-1, keepdim=True))
+
+
 def arrived(item: Item) -> Tensor:
     """Where an item has both a key and an outcome: bool, the item's leading shape."""
     return (item.key != 0).any(-1) & (item.outcome != 0).any(-1)

@@ -23,6 +23,21 @@ S = TypeVar("S")
 State = Any  # a NamedTuple of batch-first tensors (or of such NamedTuples)
 
 
+class Regression(NamedTuple):
+    """A memory as test-time regression (Wang et al. 2025): at every step t it minimises, over m in some class,
+
+        1/2 sum_{i<=t} weight_{t,i} loss(outcome_i - m(key_i)),   and answers m(query).
+
+    weights: how the past counts ("uniform", "geometric" decay at a fixed rate, "learned" decay).
+    function: the class of m ("linear", "mlp", "slots" for a local average of stored items).
+    solver: how far each step goes ("hebb" ignores what the keys have in common, "sgd", "momentum sgd", "exact").
+    """
+
+    weights: str
+    function: str
+    solver: str
+
+
 class MemorySpec(NamedTuple):
     """What a learner must know before it uses a memory.
 
@@ -32,6 +47,7 @@ class MemorySpec(NamedTuple):
     parallel: `forward` over a sequence is faster than a loop over `step`.
     vmap: usable inside `torch.func.vmap` and twice differentiable (a MAML inner loop).
     compiles: `step` traces into one graph under `torch.compile`.
+    regression: which fit of outcomes to keys the memory is, where it is one.
     """
 
     role: Role
@@ -41,6 +57,7 @@ class MemorySpec(NamedTuple):
     parallel: bool = True
     vmap: bool = True
     compiles: bool = True
+    regression: Regression | None = None
 
 
 class Fields(NamedTuple):
@@ -151,28 +168,31 @@ class Memory(nn.Module):
                 raise ValueError(f"{name}: expected bool {list(x.shape[:2])} ([B, T] of x), got {list(flags.shape)}")
         if state is None:
             state = self.initial_state(x.shape[0])
-        if reset is None and mask is None:
-            return self.run(x, state)
-        # Between two resets or masked steps the fast form applies; the sequence is cut there.
-        cuts = {0}
-        if reset is not None:
-            cuts |= set(reset.any(0).nonzero()[:, 0].tolist())
-        if mask is not None:
-            masked = (~mask.all(0)).nonzero()[:, 0].tolist()
-            cuts |= set(masked) | {t + 1 for t in masked}
-        edges = [*sorted(cuts - {x.shape[1]}), x.shape[1]]
-        ys, auxes = [], []
-        for start, stop in itertools.pairwise(edges):
-            if reset is not None and bool(reset[:, start].any()):
+        # Between two resets the fast form applies; the sequence is cut there.
+        cuts = [] if reset is None else reset.any(0).nonzero()[:, 0].tolist()
+        pieces = []
+        for start, stop in itertools.pairwise(sorted({0, *cuts, x.shape[1]})):
+            if reset is not None and start in cuts:
                 state = self.reset(state, reset[:, start])
+            if mask is None or bool(mask[:, start:stop].all()):
+                y, state, aux = self.run(x[:, start:stop], state)
+            else:
+                y, state, aux = self.run_masked(x[:, start:stop], state, mask[:, start:stop])
+            pieces.append((y, aux))
+        return torch.cat([y for y, _ in pieces], 1), state, stack_aux([aux for _, aux in pieces], torch.cat)
+
+    def run_masked(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State, Aux]:
+        """`run` where steps that `mask` [B, T] rules out do not happen. Here: cut at every step that misses a row."""
+        missing = (~mask.all(0)).nonzero()[:, 0].tolist()
+        pieces = []
+        for start, stop in itertools.pairwise(sorted({0, *missing, *(t + 1 for t in missing), x.shape[1]})):
             y, after, aux = self.run(x[:, start:stop], state)
-            if mask is not None and not bool(mask[:, start].all()):
+            if start in missing:
                 keep = mask[:, start]
                 y, after = where_rows(keep, y, torch.zeros_like(y)), where_rows(keep, after, state)
             state = after
-            ys.append(y)
-            auxes.append(aux)
-        return torch.cat(ys, 1), state, stack_aux(auxes, torch.cat)
+            pieces.append((y, aux))
+        return torch.cat([y for y, _ in pieces], 1), state, stack_aux([aux for _, aux in pieces], torch.cat)
 
     def reset(self, state: State, done: Tensor, *, until: Lifetime = "episode") -> State:
         """Where `done` [B] is True, clear the memory if it does not outlive `until`."""

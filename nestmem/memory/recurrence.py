@@ -13,8 +13,11 @@ the query. They differ in how the past is weighted (decay a) and in how the fit 
     gla                channel  hebb     Yang et al. 2024a
     deltanet           none     delta    Schlag et al. 2021; Yang et al. 2024b
     gated_deltanet     scalar   delta    Yang et al. 2025
+    deltaproduct       none     delta    Siems et al. 2025: several steps per token with b in (0, 2), so that I - b k k^T may
+                                         reflect, and a product of reflections rotate
     mesa               scalar   ridge    von Oswald et al. 2023, 2025
-Legend: B rows, T steps, C chunk, H heads, K key and V outcome of one head, G decays of one head (1 or K).
+Legend: B rows, T steps, N micro-steps of a token, M micro-steps (T N), C chunk, H heads, K key and V outcome of one head,
+G decays of one head (1 or K).
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Fields, Item, MemorySpec
+from nestmem.memory.associative import MultiHead, arrived
+from nestmem.memory.base import Aux, Fields, Item, MemorySpec, Regression
 from nestmem.memory.registry import register
 
 Decay = Literal["none", "fixed", "scalar", "channel"]
 Rule = Literal["hebb", "delta", "ridge"]
+WEIGHTS = {"none": "uniform", "fixed": "geometric", "scalar": "learned", "channel": "learned"}
+SOLVERS = {"hebb": "hebb", "delta": "sgd", "ridge": "exact"}
 
 
 class MatrixState(NamedTuple):
@@ -41,23 +46,20 @@ class MatrixState(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Items as the heads see them: key [B, H, (T,) K], outcome [B, H, (T,) V], rate [B, H, (T,) 1], log decay [..., G]."""
+    """What the heads write, micro-step by micro-step."""
 
-    key: Tensor
-    outcome: Tensor
-    rate: Tensor
-    log_decay: Tensor
+    key: Tensor  # [B, H, M, K]
+    outcome: Tensor  # [B, H, M, V]
+    rate: Tensor  # [B, H, M, 1]
+    log_decay: Tensor  # [B, H, M, G]
 
 
-class LinearMemory(Associative):
+class LinearMemory(MultiHead):
     """One member of the family. Keys have unit length in every head, so a rate b in (0, 1) never overshoots.
 
-    heads: H; the key is split among them, and so is the outcome unless the token has fields (then every head fits the
-    whole outcome and the answers are averaged). chunk: steps `run` solves at once; it changes speed alone.
-    slowest: the largest time constant of fixed decays, in steps.
+    heads: H. chunk: tokens `run` solves at once; it changes speed alone. slowest: the largest time constant of fixed decays,
+    in steps. micro: N; above 1 the further keys and outcomes of a token are learned maps of its own, and rates reach to 2.
     """
-
-    spec = MemorySpec(role="working", lifetime="episode")
 
     def __init__(
         self,
@@ -70,18 +72,20 @@ class LinearMemory(Associative):
         key_size: int = 0,
         chunk: int = 32,
         slowest: float = 256.0,
+        micro: int = 1,
     ):
-        super().__init__()
-        self.d_model, self.decay, self.rule, self.chunk = d_model, decay, rule, chunk
-        self.binding = Binding(d_model, fields, key_size)
-        self.split_outcome = fields is None
-        key, outcome = self.binding.key_size + self.binding.cue_size, self.binding.outcome_size
-        for name, width in (("key", key), ("outcome", outcome if self.split_outcome else 0)):
-            if heads < 1 or width % heads:
-                raise ValueError(f"heads: expected a divisor of the {name}'s width {width}, got {heads}")
-        self.heads, self.key = heads, key // heads
-        self.outcome = outcome // heads if self.split_outcome else outcome
-        self.to_rate = nn.Linear(key + outcome, heads)
+        super().__init__(d_model, fields, heads, key_size)
+        if micro < 1 or (micro > 1 and rule != "delta"):
+            raise ValueError(f"micro: expected 1, or more with the rule delta, got {micro} with {rule}")
+        self.spec = MemorySpec(
+            role="working", lifetime="episode", regression=Regression(WEIGHTS[decay], "linear", SOLVERS[rule])
+        )
+        self.decay, self.rule, self.chunk, self.micro = decay, rule, chunk, micro
+        key, outcome = self.address_size, self.binding.outcome_size
+        self.to_rate = nn.Linear(key + outcome, heads * micro)
+        if micro > 1:
+            self.more_keys = nn.Linear(key, (micro - 1) * key, bias=False)
+            self.more_outcomes = nn.Linear(outcome, (micro - 1) * outcome, bias=False)
         if decay in ("scalar", "channel"):
             self.to_decay = nn.Linear(key + outcome, key if decay == "channel" else heads)
             nn.init.constant_(self.to_decay.bias, 4.0)  # remember by default: sigmoid(4) = .98
@@ -91,46 +95,63 @@ class LinearMemory(Associative):
         self.register_buffer("log_fixed", -1 / constants)
         if rule == "ridge":
             self.log_ridge = nn.Parameter(torch.zeros(heads))
-        self.gain = nn.Parameter(torch.ones(()))
 
     def initial_state(self, batch_size: int) -> MatrixState:
         zeros, width = self.gain.new_zeros, self.key if self.rule == "ridge" else 0
         return MatrixState(
             zeros(batch_size, self.heads, self.key, self.outcome),
             zeros(batch_size, self.heads, width, width),
-            zeros(batch_size, self.heads * self.key),
+            zeros(batch_size, self.address_size),
         )
 
     def write(self, item: Item, state: MatrixState, *, signal: Tensor | None = None) -> MatrixState:
-        key, outcome, rate, log_decay = self._written(item)
-        decay = log_decay.exp()[..., None]
-        s, p = decay * state.s, state.p
-        if self.rule == "delta":
-            outcome = outcome - torch.einsum("bhk,bhkv->bhv", key, s)
-        s = s + torch.einsum("bhk,bhv->bhkv", rate * key, outcome)
-        if self.rule == "ridge":
-            p = decay * p + torch.einsum("bhk,bhl->bhkl", rate * key, key)
+        written = self._written(Item(*(part[:, None] for part in item)))
+        s, p = state.s, state.p
+        for key, outcome, rate, log_decay in zip(*(part.unbind(2) for part in written), strict=True):
+            decay = log_decay.exp()[..., None]
+            s = decay * s
+            if self.rule == "delta":
+                outcome = outcome - torch.einsum("bhk,bhkv->bhv", key, s)
+            s = s + torch.einsum("bhk,bhv->bhkv", rate * key, outcome)
+            if self.rule == "ridge":
+                p = decay * p + torch.einsum("bhk,bhl->bhkl", rate * key, key)
         return state._replace(s=s, p=p)
 
     def read(self, query: Tensor, state: MatrixState) -> tuple[Tensor, Aux]:
-        q = self._heads(self.binding.address(query if query.dim() == 3 else query[:, None]))  # [B, H, Q, K]
+        q = self.keys(self.binding.address(query if query.dim() == 3 else query[:, None]))  # [B, H, Q, K]
         if self.rule == "ridge":
             q = self._solve(state.p[:, :, None], q)
-        y, aux = self._answer(q @ state.s)
+        y, aux = self.answer(q @ state.s)
         return (y, aux) if query.dim() == 3 else (y[:, 0], Aux(confidence=aux.confidence[:, 0]))
 
     def run(self, x: Tensor, state: MatrixState) -> tuple[Tensor, MatrixState, Aux]:
-        """Chunks of C steps as one triangular solve and a few matrix products (the WY form for "delta")."""
-        written = self._written(self.items(x, state.pending))
-        queries = self._heads(self.binding.address(x))
+        return self._run(x, state, self.items(x, state.pending), self.binding.address(x[:, -1]))
+
+    def run_masked(self, x: Tensor, state: MatrixState, mask: Tensor) -> tuple[Tensor, MatrixState, Aux]:
+        """A masked step writes at rate 0, fades nothing, and the item it would complete waits for the next step."""
+        addresses = torch.cat([state.pending[:, None], self.binding.address(x)], 1)
+        steps = torch.arange(1, x.shape[1] + 1, device=x.device)
+        last = torch.where(mask, steps, 0).cummax(1).values  # the newest step so far, 0: the pending one
+        last = F.pad(last, (1, 0))[..., None].expand(-1, -1, addresses.shape[-1])
+        addresses = addresses.gather(1, last)
+        item = Item(*self.binding.split(addresses[:, :-1]), self.binding.outcome(x))
+        y, state, aux = self._run(x, state, item, addresses[:, -1], mask)
+        return y * mask[..., None], state, aux
+
+    def _run(
+        self, x: Tensor, state: MatrixState, items: Item, pending: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, MatrixState, Aux]:
+        """Chunks of C tokens as one triangular solve and a few matrix products (the WY form for "delta")."""
+        written, n = self._written(items, mask), self.micro
+        queries = self.keys(self.binding.address(x))
         s, p, outputs = state.s, state.p, []
         for start in range(0, x.shape[1], self.chunk):
-            window = slice(start, start + self.chunk)
-            key, outcome, rate, log_decay = (part[:, :, window] for part in written)
-            q = queries[:, :, window]
-            total = log_decay.cumsum(2)  # [B, H, C, G], all <= 0
-            since = _since(total)  # decay between two steps [B, H, C, C, G]
+            key, outcome, rate, log_decay = (part[:, :, start * n : (start + self.chunk) * n] for part in written)
+            q = queries[:, :, start : start + self.chunk]
+            total = log_decay.cumsum(2)  # [B, H, M, G], all <= 0
+            since = decay_between(total)  # decay between two micro-steps [B, H, M, M, G]
             kept = total.exp()
+            read_kept, read_since = kept[:, :, n - 1 :: n], since[:, :, n - 1 :: n]  # a token reads after its last one
             if self.rule == "ridge":
                 weights = since[..., 0] * rate.mT
                 q = self._solve(
@@ -142,39 +163,37 @@ class LinearMemory(Associative):
                 change = torch.linalg.solve_triangular(interference, right, upper=False, unitriangular=True)
             else:
                 change = rate * outcome
-            outputs.append((kept * q) @ s + _scores(q, key, since) @ change)
+            outputs.append((read_kept * q) @ s + _scores(q, key, read_since) @ change)
             faded = key * (total[:, :, -1:] - total).exp()
             last = kept[:, :, -1, :, None]
             s = last * s + faded.mT @ change
             if self.rule == "ridge":
                 p = last * p + (rate * faded).mT @ key
-        y, aux = self._answer(torch.cat(outputs, 2))
-        return y, MatrixState(s, p, self.binding.address(x[:, -1])), aux
+        y, aux = self.answer(torch.cat(outputs, 2))
+        return y, MatrixState(s, p, pending), aux
 
-    def _written(self, item: Item) -> Written:
-        """Rates and decays depend on what is written; nothing is written where nothing arrived, but time passes."""
-        address = torch.cat([item.key, item.cue], -1)
-        whole = torch.cat([address, item.outcome], -1)
-        rate = self.to_rate(whole).sigmoid() * arrived(item)[..., None]
+    def _written(self, items: Item, mask: Tensor | None = None) -> Written:
+        """Items [B, T, ...]. Rates and decays depend on what is written; nothing is written where nothing arrived, but
+        time passes. Where `mask` [B, T] is False neither happens."""
+        n = self.micro
+        address = torch.cat([items.key, items.cue], -1)
+        whole = torch.cat([address, items.outcome], -1)
+        rate = (1 if n == 1 else 2) * self.to_rate(whole).sigmoid()
+        rate = rate * arrived(items)[..., None]
         if self.decay in ("scalar", "channel"):
             log_decay = F.logsigmoid(self.to_decay(whole))
         else:
             fixed = self.log_fixed if self.decay == "fixed" else torch.zeros_like(self.log_fixed)
-            log_decay = fixed.expand_as(rate)
-        outcome = (
-            self._split(item.outcome)
-            if self.split_outcome
-            else item.outcome.unsqueeze(1).expand(-1, self.heads, *[-1] * (item.outcome.dim() - 1))
-        )
-        return Written(self._heads(address), outcome, self._split(rate), self._split(log_decay))
-
-    def _heads(self, address: Tensor) -> Tensor:
-        return F.normalize(self._split(address), dim=-1)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, (T,) H n] to [B, H, (T,) n]."""
-        parts: Tensor = x.unflatten(-1, (self.heads, -1))
-        return parts.movedim(-2, 1)
+            log_decay = fixed.expand(*whole.shape[:-1], -1)
+        if mask is not None:
+            rate, log_decay = rate * mask[..., None], log_decay * mask[..., None]
+        outcome = items.outcome
+        if n > 1:  # the micro-steps of a token lie side by side in time; it fades once, before the first
+            address = torch.cat([address, self.more_keys(address)], -1).unflatten(-1, (n, -1)).flatten(1, 2)
+            outcome = torch.cat([outcome, self.more_outcomes(outcome)], -1).unflatten(-1, (n, -1)).flatten(1, 2)
+            rate = rate.unflatten(-1, (n, -1)).flatten(1, 2)
+            log_decay = F.pad(log_decay[:, :, None], (0, 0, 0, n - 1)).flatten(1, 2)
+        return Written(self.keys(address), self.outcomes(outcome), self.split(rate), self.split(log_decay))
 
     def _solve(self, p: Tensor, q: Tensor) -> Tensor:
         """(P + r I)^-1 q with P [B, H, (C or 1), K, K] and q [B, H, C, K]."""
@@ -182,22 +201,16 @@ class LinearMemory(Associative):
         solved: Tensor = torch.linalg.solve(p + ridge, q[..., None])
         return solved[..., 0]
 
-    def _answer(self, y: Tensor) -> tuple[Tensor, Aux]:
-        """Answers of the heads [B, H, T, V] as tokens [B, T, D]."""
-        joined = y.movedim(1, 2).flatten(2) if self.split_outcome else y.mean(1)
-        answer = self.gain * joined
-        return self.binding.token(answer), Aux(confidence=answer.amax(-1, keepdim=True))
 
-
-def _since(total: Tensor) -> Tensor:
-    """exp(total_i - total_j) for j <= i, else 0; [B, H, C, G] to [B, H, C, C, G]. From differences, so nothing overflows."""
+def decay_between(total: Tensor) -> Tensor:
+    """exp(total_i - total_j) for j <= i, else 0; [B, H, M, G] to [B, H, M, M, G]. From differences, so nothing overflows."""
     steps = total.shape[2]
     later = torch.ones(steps, steps, dtype=torch.bool, device=total.device).triu(1)[..., None]
     return (total[:, :, :, None] - total[:, :, None]).masked_fill(later, -torch.inf).exp()
 
 
 def _scores(q: Tensor, k: Tensor, since: Tensor) -> Tensor:
-    """sum_k q_ik since_ijk k_jk: [B, H, C, C]."""
+    """sum_k q_ik since_ijk k_jk: [B, H, I, J]."""
     if since.shape[-1] == 1:
         return q @ k.mT * since[..., 0]
     return torch.einsum("bhik,bhjk,bhijk->bhij", q, k, since)
@@ -220,3 +233,13 @@ _member("gla", "channel", "hebb", "Gated linear attention: one learned decay per
 _member("deltanet", "none", "delta", "DeltaNet: a repeated key overwrites what it held.")
 _member("gated_deltanet", "scalar", "delta", "Gated DeltaNet: overwrites and fades.")
 _member("mesa", "scalar", "ridge", "Mesa layer: the exact ridge fit of everything seen, faded.")
+
+
+@register("deltaproduct")
+def deltaproduct(
+    d_model: int, fields: Fields | None = None, heads: int = 1, key_size: int = 0, chunk: int = 32, micro: int = 2
+) -> LinearMemory:
+    """DeltaProduct: several delta writes per token, so that its state can rotate."""
+    return LinearMemory(
+        d_model, fields, decay="none", rule="delta", heads=heads, key_size=key_size, chunk=chunk, micro=micro
+    )

@@ -114,3 +114,43 @@ def test_nothing_arriving_writes_nothing():
 def test_heads_must_divide():
     with pytest.raises(ValueError, match="heads: expected a divisor of the key's width 10, got 3"):
         nestmem.build("deltanet", 10, heads=3)
+
+
+def test_deltaproduct_rotates_what_one_delta_step_can_only_reflect():
+    """Two writes of rate 2 and no outcome are two reflections: the state turns by twice the angle between the keys."""
+    memory = member("deltaproduct")
+    key, other = torch.zeros(2, K, dtype=torch.double)
+    angle = 0.3
+    key = F.one_hot(torch.tensor(0), K).double()
+    other = math.cos(angle) * key + math.sin(angle) * F.one_hot(torch.tensor(1), K).double()
+    with torch.no_grad():
+        memory.more_keys.weight.copy_(torch.outer(other, key))  # the second key of a token whose first is `key`
+        memory.more_outcomes.weight.zero_()
+    held = torch.eye(K, dtype=torch.double)[None, None]
+    nothing = torch.full((1, V), 1e-30, dtype=torch.double)  # an outcome that arrives and says zero
+    state = memory.write(Item(key[None], key[None, :0], nothing), memory.initial_state(1)._replace(s=held))
+    turned = state.s[0, 0][:2, :2]
+    want = torch.tensor([[math.cos(2 * angle), -math.sin(2 * angle)], [math.sin(2 * angle), math.cos(2 * angle)]])
+    torch.testing.assert_close(turned, want.double())
+    assert torch.linalg.det(state.s[0, 0]).item() == pytest.approx(1.0)
+
+
+def test_micro_steps_need_the_delta_rule():
+    with pytest.raises(ValueError, match="micro: expected 1, or more with the rule delta, got 2 with hebb"):
+        nestmem.LinearMemory(8, decay="none", rule="hebb", micro=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "regression"),
+    [
+        ("linear_attention", ("uniform", "linear", "hebb")),
+        ("retnet", ("geometric", "linear", "hebb")),
+        ("deltanet", ("uniform", "linear", "sgd")),
+        ("gated_deltanet", ("learned", "linear", "sgd")),
+        ("mesa", ("learned", "linear", "exact")),
+        ("titans", ("learned", "mlp", "momentum sgd")),
+        ("lstm", None),
+    ],
+)
+def test_test_time_regression_names_them(name, regression):
+    assert nestmem.build(name, 8).spec.regression == regression
