@@ -10,6 +10,7 @@ The library needs torch, numpy and safetensors. Environments, learners and the c
 
 from nestmem.consolidation import average_, distill, replay, reptile
 from nestmem.errors import UserError
+from nestmem.memory import miras
 from nestmem.memory.base import (
     Aux,
     Consolidation,
@@ -25,6 +26,7 @@ from nestmem.memory.base import (
 )
 from nestmem.memory.continuum import Continuum
 from nestmem.memory.episodic import Episodic
+from nestmem.memory.eplstm import EpLSTM
 from nestmem.memory.hcam import HCAM
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.recurrence import LinearMemory
@@ -41,6 +43,7 @@ __all__ = [
     "Aux",
     "Consolidation",
     "Continuum",
+    "EpLSTM",
     "Episodic",
     "Fields",
     "Item",
@@ -56,6 +59,7 @@ __all__ = [
     "detach",
     "distill",
     "memories",
+    "miras",
     "register",
     "replay",
     "reptile",

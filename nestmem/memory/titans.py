@@ -66,7 +66,7 @@ class NeuralMemory(MultiHead):
 
     hidden: N, by default twice the key's width. chunk: C. heads: H. The strategies of MIRAS (see miras.py):
     loss(error, threshold) is the gradient of the inner loss; readout(accumulator) makes weights of `start + change` where
-    they are not the same thing, and is then renewed at chunk boundaries only, `scale` being how much larger its steps are.
+    they are not the same thing, and is then renewed at chunk boundaries only.
     """
 
     def __init__(
@@ -82,7 +82,6 @@ class NeuralMemory(MultiHead):
         momentum: bool = True,
         loss: Callable[[Tensor, Tensor], Tensor] = l2,
         readout: Callable[[Tensor], Tensor] | None = None,
-        scale: float = 1.0,
     ):
         super().__init__(d_model, fields, heads, key_size)
         if depth not in (1, 2):
@@ -94,7 +93,7 @@ class NeuralMemory(MultiHead):
             lifetime="episode",
             regression=Regression("learned", "linear" if depth == 1 else "mlp", "momentum sgd" if momentum else "sgd"),
         )
-        self.chunk, self.momentum, self.loss, self.readout, self.scale = chunk, momentum, loss, readout, scale
+        self.chunk, self.momentum, self.loss, self.readout = chunk, momentum, loss, readout
         hidden = hidden or 2 * self.key
         sizes = [self.key, self.outcome] if depth == 1 else [self.key, hidden, self.outcome]
         self.start = nn.ParameterList(
@@ -222,7 +221,7 @@ class NeuralMemory(MultiHead):
             sharpness = inputs[1].square().sum(-1, keepdim=True) + errors[0].square().sum(-1, keepdim=True) / squared
         if self.loss is not l2:  # a loss steeper than a quadratic one would overshoot
             sharpness = sharpness * (squared / (error.square().sum(-1, keepdim=True) + TINY)).clamp(min=1).sqrt()
-        return Gradients(inputs, errors, self.scale * gates.rate / (self.chunk * (sharpness + 1e-6)))
+        return Gradients(inputs, errors, gates.rate / (self.chunk * (sharpness + 1e-6)))
 
     def _written(self, items: Item) -> tuple[Tensor, Tensor, Gates]:
         """Keys, outcomes and gates of items [B, T, ...]; nothing is written where nothing arrived, but time passes."""
