@@ -34,12 +34,15 @@ from nestmem.memory.registry import build, memories, register
 from nestmem.memory.slow import SlowMLP
 from nestmem.memory.titans import NeuralMemory
 from nestmem.nested import NestedMemory
+from nestmem.optim import DGD, M3
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DGD",
     "HCAM",
     "LSTM",
+    "M3",
     "Aux",
     "Consolidation",
     "Continuum",
