@@ -8,9 +8,11 @@
 The library needs torch, numpy and safetensors. Environments, learners and the command line live in the checkout.
 """
 
+from nestmem.compose import Context, Gated, Stack
 from nestmem.consolidation import average_, distill, replay, reptile
 from nestmem.errors import UserError
 from nestmem.memory import miras
+from nestmem.memory.attention import Window
 from nestmem.memory.base import (
     Aux,
     Consolidation,
@@ -25,10 +27,12 @@ from nestmem.memory.base import (
     state_to_dict,
 )
 from nestmem.memory.continuum import Continuum
+from nestmem.memory.dnc import DNC
 from nestmem.memory.episodic import Episodic
 from nestmem.memory.eplstm import EpLSTM
 from nestmem.memory.hcam import HCAM
 from nestmem.memory.lstm import LSTM
+from nestmem.memory.ntm import MANN, NTM
 from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import build, memories, register
 from nestmem.memory.slow import SlowMLP
@@ -40,15 +44,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DGD",
+    "DNC",
     "HCAM",
     "LSTM",
     "M3",
+    "MANN",
+    "NTM",
     "Aux",
     "Consolidation",
+    "Context",
     "Continuum",
     "EpLSTM",
     "Episodic",
     "Fields",
+    "Gated",
     "Item",
     "LinearMemory",
     "Memory",
@@ -56,7 +65,9 @@ __all__ = [
     "NestedMemory",
     "NeuralMemory",
     "SlowMLP",
+    "Stack",
     "UserError",
+    "Window",
     "average_",
     "build",
     "detach",

@@ -248,9 +248,9 @@ def state_bytes(state: State) -> int:
 
 
 def state_to_dict(state: State, prefix: str = "") -> dict[str, Tensor]:
-    """Flat named tensors, for safetensors. A NamedTuple's fields and a tuple's positions become dotted names."""
+    """Flat named copies, for safetensors. A NamedTuple's fields and a tuple's positions become dotted names."""
     if isinstance(state, Tensor):
-        return {prefix: state.detach().contiguous()}
+        return {prefix: state.detach().clone(memory_format=torch.contiguous_format)}
     names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
     flat: dict[str, Tensor] = {}
     for name, part in zip(names, state, strict=True):
