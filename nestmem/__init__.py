@@ -39,6 +39,7 @@ from nestmem.memory.slow import SlowMLP
 from nestmem.memory.titans import NeuralMemory
 from nestmem.nested import NestedMemory
 from nestmem.optim import DGD, M3
+from nestmem.segments import SegmentWrapper
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ __all__ = [
     "MemorySpec",
     "NestedMemory",
     "NeuralMemory",
+    "SegmentWrapper",
     "SlowMLP",
     "Stack",
     "UserError",
