@@ -106,8 +106,9 @@ class SegmentWrapper(nn.Module):
 
     def _read(self, tokens: Tensor, state: SegmentState) -> tuple[Tensor, SegmentState, Tensor]:
         """One segment [B, L, D]: its hidden states, the state after it and the weights of its recall [B, S]."""
-        start = state.read % (self.depth + 1) == 0
-        cache = torch.where(start[:, None, None], state.cache.detach(), state.cache)
+        start, cache = state.read % (self.depth + 1) == 0, state.cache.detach()
+        if not bool(start.all()):  # where all rows begin a window, the old graph is let go of
+            cache = torch.where(start[:, None, None], cache, state.cache)
         z, summary = self.token.expand(len(tokens), -1), state.summary
         prompt, weights = z, torch.zeros_like(cache[..., 0])
         if self.recall:
@@ -116,10 +117,11 @@ class SegmentWrapper(nn.Module):
             summary = self._pass(z, part)[:, -1]
             prompt, weights = self._recall(summary if self.summary == "current" else state.summary, cache, state.read)
         hidden = self._pass(prompt, state.sensory, tokens)
+        recent = tokens if tokens.shape[1] >= self.sensory else torch.cat([state.sensory, tokens], 1)
         after = SegmentState(
             cache=torch.cat([cache[:, 1:], hidden[:, -1:]], 1),
             read=state.read + 1,
-            sensory=torch.cat([state.sensory, tokens], 1)[:, tokens.shape[1] :],
+            sensory=recent[:, recent.shape[1] - self.sensory :],
             summary=summary,
         )
         return hidden[:, 1 + self.sensory : -1], after, weights
