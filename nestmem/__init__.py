@@ -8,6 +8,7 @@
 The library needs torch, numpy and safetensors. Environments, learners and the command line live in the checkout.
 """
 
+from nestmem.caching import Cached
 from nestmem.compose import Context, Gated, Stack
 from nestmem.consolidation import average_, distill, replay, reptile
 from nestmem.errors import UserError
@@ -39,6 +40,7 @@ from nestmem.memory.slow import SlowMLP
 from nestmem.memory.titans import NeuralMemory
 from nestmem.nested import NestedMemory
 from nestmem.optim import DGD, M3
+from nestmem.routing import Routed
 from nestmem.segments import SegmentWrapper
 
 __version__ = "0.1.0"
@@ -52,6 +54,7 @@ __all__ = [
     "MANN",
     "NTM",
     "Aux",
+    "Cached",
     "Consolidation",
     "Context",
     "Continuum",
@@ -65,6 +68,7 @@ __all__ = [
     "MemorySpec",
     "NestedMemory",
     "NeuralMemory",
+    "Routed",
     "SegmentWrapper",
     "SlowMLP",
     "Stack",

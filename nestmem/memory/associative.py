@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nestmem.memory.base import Aux, Fields, Item, Memory, check_fields
+from nestmem.memory.base import Aux, Fields, Item, Memory, check_fields, stack_aux, where_rows
 
 
 class Binding(nn.Module):
@@ -66,6 +66,18 @@ class Associative(Memory):
         state = self.write(Item(*self.binding.split(state.pending), self.binding.outcome(x)), state)
         y, aux = self.read(x, state)
         return y, state._replace(pending=self.binding.address(x)), aux
+
+    def run_writing(self, x: Tensor, state: Any, wanted: Tensor) -> tuple[Tensor, Any, Aux]:
+        """`run` that reads at every step, but leaves the memory as it was where `wanted` [B, T] is False."""
+        ys, auxes = [], []
+        for t in range(x.shape[1]):
+            item = Item(*self.binding.split(state.pending), self.binding.outcome(x[:, t]))
+            state = where_rows(wanted[:, t], self.write(item, state), state)
+            y, aux = self.read(x[:, t], state)
+            state = state._replace(pending=self.binding.address(x[:, t]))
+            ys.append(y)
+            auxes.append(aux)
+        return torch.stack(ys, 1), state, stack_aux(auxes)
 
     def items(self, x: Tensor, pending: Tensor) -> Item:
         """The T items [B, T, ...] that a sequence [B, T, D] binds, in order."""

@@ -222,6 +222,8 @@ def map_state(fn: Callable[..., Tensor], *states: State) -> State:
     first = states[0]
     if isinstance(first, Tensor):
         return fn(*states)
+    if first is None:
+        return None
     parts = [map_state(fn, *group) for group in zip(*states, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 

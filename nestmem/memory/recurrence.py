@@ -127,6 +127,9 @@ class LinearMemory(MultiHead):
     def run(self, x: Tensor, state: MatrixState) -> tuple[Tensor, MatrixState, Aux]:
         return self._run(x, state, self.items(x, state.pending), self.binding.address(x[:, -1]))
 
+    def run_writing(self, x: Tensor, state: MatrixState, wanted: Tensor) -> tuple[Tensor, MatrixState, Aux]:
+        return self._run(x, state, self.items(x, state.pending), self.binding.address(x[:, -1]), wanted)
+
     def run_masked(self, x: Tensor, state: MatrixState, mask: Tensor) -> tuple[Tensor, MatrixState, Aux]:
         """A masked step writes at rate 0, fades nothing, and the item it would complete waits for the next step."""
         addresses = torch.cat([state.pending[:, None], self.binding.address(x)], 1)
