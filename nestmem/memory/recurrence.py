@@ -149,29 +149,16 @@ class LinearMemory(MultiHead):
         queries = self.keys(self.binding.address(x))
         s, p, outputs = state.s, state.p, []
         for start in range(0, x.shape[1], self.chunk):
-            key, outcome, rate, log_decay = (part[:, :, start * n : (start + self.chunk) * n] for part in written)
+            piece = Written(*(part[:, :, start * n : (start + self.chunk) * n] for part in written))
             q = queries[:, :, start : start + self.chunk]
-            total = log_decay.cumsum(2)  # [B, H, M, G], all <= 0
-            since = decay_between(total)  # decay between two micro-steps [B, H, M, M, G]
-            kept = total.exp()
-            read_kept, read_since = kept[:, :, n - 1 :: n], since[:, :, n - 1 :: n]  # a token reads after its last one
             if self.rule == "ridge":
-                weights = since[..., 0] * rate.mT
-                q = self._solve(
-                    kept[..., None] * p[:, :, None] + torch.einsum("bhij,bhjk,bhjl->bhikl", weights, key, key), q
-                )
-            if self.rule == "delta":
-                interference = rate * _scores(key, key, since).tril(-1)
-                right = rate * (outcome - (kept * key) @ s)
-                change = torch.linalg.solve_triangular(interference, right, upper=False, unitriangular=True)
-            else:
-                change = rate * outcome
-            outputs.append((read_kept * q) @ s + _scores(q, key, read_since) @ change)
-            faded = key * (total[:, :, -1:] - total).exp()
-            last = kept[:, :, -1, :, None]
-            s = last * s + faded.mT @ change
-            if self.rule == "ridge":
-                p = last * p + (rate * faded).mT @ key
+                total = piece.log_decay.cumsum(2)
+                kept, weights = total.exp(), decay_between(total)[..., 0] * piece.rate.mT
+                seen = torch.einsum("bhij,bhjk,bhjl->bhikl", weights, piece.key, piece.key)
+                q = self._solve(kept[..., None] * p[:, :, None] + seen, q)
+                p = kept[:, :, -1:] * p + (weights[:, :, -1:].mT * piece.key).mT @ piece.key
+            y, s = linear_chunk(q, piece, s, delta=self.rule == "delta")
+            outputs.append(y)
         y, aux = self.answer(torch.cat(outputs, 2))
         return y, MatrixState(s, p, pending), aux
 
@@ -203,6 +190,26 @@ class LinearMemory(MultiHead):
         ridge = self.log_ridge.exp()[:, None, None, None] * torch.eye(self.key, dtype=p.dtype, device=p.device)
         solved: Tensor = torch.linalg.solve(p + ridge, q[..., None])
         return solved[..., 0]
+
+
+def linear_chunk(q: Tensor, written: Written, s: Tensor, *, delta: bool) -> tuple[Tensor, Tensor]:
+    """Writes and reads of one chunk at once: queries [B, H, T, K] and M = T N writes, from the state s [B, H, K, V].
+
+    Returns answers [B, H, T, V] and the state after. A delta write is found by one triangular solve (the WY form).
+    """
+    key, outcome, rate, log_decay = written
+    n = key.shape[2] // q.shape[2]  # a token reads after the last of its micro-steps
+    total = log_decay.cumsum(2)  # [B, H, M, G], all <= 0
+    since = decay_between(total)  # between two micro-steps [B, H, M, M, G]
+    kept = total.exp()
+    change = rate * outcome
+    if delta:
+        interference = rate * _scores(key, key, since).tril(-1)
+        right = change - rate * ((kept * key) @ s)
+        change = torch.linalg.solve_triangular(interference, right, upper=False, unitriangular=True)
+    y = (kept[:, :, n - 1 :: n] * q) @ s + _scores(q, key, since[:, :, n - 1 :: n]) @ change
+    faded = key * (total[:, :, -1:] - total).exp()
+    return y, kept[:, :, -1, :, None] * s + faded.mT @ change
 
 
 def decay_between(total: Tensor) -> Tensor:
