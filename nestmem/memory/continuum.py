@@ -2,12 +2,12 @@
 
 The continuum memory system of Behrouz et al. 2025, Nested Learning, as key-value memory: with a stream h of width W = A + V
     h_0 = [address, 0];  h_l = h_(l-1) + relu(h_(l-1) W1_l) W2_l;  prediction = the last V numbers of h_L
-    theta_l <- theta_l - rate_l mean_{items since its last tick} g_l / (1 + c)     every periods[l] steps, else unchanged
-    g_l = gradient of e^2 / 2 for level l,  e = ||prediction - outcome||,  c = sum_l ||g_l||^2 / e^2
+    theta_l <- theta_l - rate_l mean_{items since its last tick} g_l / (1 + c + ||g||)     every periods[l] steps
+    g_l = gradient of e^2 / 2 for level l,  e = ||prediction - outcome||,  ||g||^2 = sum_l ||g_l||^2,  c = ||g||^2 / e^2
 The answer has a place of its own in the stream, so all levels have one shape and none needs a projection; level 1, the
 fastest, comes first. The published rule divides by nothing. c is the curvature of an item along its own gradient, over all
-levels: a step of e^2 / ||g||^2 cancels its error to first order, so with rates up to 1 none overshoots, even where every
-level ticks at once, and x / (1 + x^2) <= 1/2 bounds what a tick changes by half the mean error, whatever the weights are.
+levels: a step of g / c cancels its error to first order, so with rates up to 1 none overshoots there, even where every level
+ticks at once. The chain is linear only for short steps, and ||g|| keeps each shorter than 1, however wrong the prediction.
 The chain rule is written out, so the memory runs under vmap and can be differentiated twice.
 Legend: B rows, T steps, N items, L levels, A address (key and cue), H hidden, V outcome, W stream.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, Lifetime, MemorySpec, traced, where_rows
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, Lifetime, MemorySpec, Regression, traced, where_rows
 from nestmem.memory.registry import register
 
 TINY = 1e-12  # so that an item without error has a step: zero
@@ -64,7 +64,8 @@ class Continuum(Associative):
         for name, value in (("levels", levels), ("fastest", fastest), ("ratio", ratio), ("hidden", hidden)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.spec = MemorySpec(role="slow", lifetime="life", period=fastest)
+        regression = Regression("uniform", "mlp", "sgd")
+        self.spec = MemorySpec(role="slow", lifetime="life", period=fastest, regression=regression)
         self.d_model, self.hidden, self.max_rate = d_model, hidden, max_rate
         self.periods = tuple(fastest * ratio**level for level in range(levels))
         self.binding = Binding(d_model, fields, key_size)
@@ -154,8 +155,9 @@ class Continuum(Associative):
         hidden = hidden.relu()
         # An item's gradient is an outer product for each matrix, and so is its norm a product of norms.
         norms = _square(h) * _square(deep) + _square(hidden) * _square(top)
-        squared = _square(error)
-        weight = (squared / (squared + norms.sum(1) + TINY))[:, None, :, None]
+        squared, total = _square(error), norms.sum(1)
+        # 1 / (1 + c + ||g||), times e^2 above and below
+        weight = (squared / (squared + total + squared * (total + TINY).sqrt() + TINY))[:, None, :, None]
         return state._replace(
             g1=state.g1 + h.mT @ (weight * deep),
             g2=state.g2 + hidden.mT @ (weight * top),

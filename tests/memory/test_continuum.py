@@ -71,8 +71,8 @@ def autograd_step(chain, weights, addresses, outcomes):
         free = [w.detach().requires_grad_() for w in weights]
         loss = loss_of_chain(chain, free, address, outcome)
         found = torch.autograd.grad(loss, free)
-        curvature = sum(g.square().sum() for g in found) / (2 * loss)
-        total = [t + g / (1 + curvature) for t, g in zip(total, found)]
+        squared = sum(g.square().sum() for g in found)
+        total = [t + g / (1 + squared / (2 * loss) + squared.sqrt()) for t, g in zip(total, found)]
     return [t / len(addresses) for t in total]
 
 
@@ -111,6 +111,16 @@ def test_a_step_never_overshoots():
     errors = torch.stack(errors)
     assert (errors[1:] < errors[:-1]).all()
     assert (errors[-1] < 0.01 * errors[0]).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_no_outcome_moves_the_weights_farther_than_its_rate(size):
+    chain, x = memory(fastest=1, ratio=1), tokens(10)
+    _, state = chain(x)
+    x = x[:, 0] * torch.cat([torch.ones(8), torch.full((3,), size)])
+    _, after, _ = chain.step(x, state)
+    moved = sum((new - old).square().sum((1, 2, 3)) for new, old in zip(after[:2], state[:2])).sqrt()
+    assert (moved <= 0.5).all() and (moved > 0.05).all()
 
 
 def test_a_task_end_clears_level_one_alone():
