@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[list[str], list[int], str]] = {
         [20],
         "black box, flat LSTM",
     ),
-    "maml": (["experiment=omniglot_maml", "trainer.threads=1", "trainer.steps=1000"], [5], "MAML, strided conv-4"),
+    "maml": (["experiment=omniglot_maml", "trainer.threads=1", "trainer.steps=400"], [5], "MAML, strided conv-4"),
     "maml-20w": (
         [
             "experiment=omniglot_maml",
