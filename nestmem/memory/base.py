@@ -46,7 +46,7 @@ class MemorySpec(NamedTuple):
     differentiable_write: gradients pass through writes, so that writing itself can be meta-learned.
     parallel: `forward` over a sequence is faster than a loop over `step`.
     vmap: usable inside `torch.func.vmap` and twice differentiable (a MAML inner loop).
-    compiles: `step` traces into one graph under `torch.compile`.
+    compiles: `step` and `run` each trace into one graph under `torch.compile`.
     regression: which fit of outcomes to keys the memory is, where it is one.
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, traced
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Regression, traced
 from nestmem.memory.registry import register
 
 TINY = 1e-12  # a probability that is never reached, so that its logarithm exists
@@ -52,7 +52,7 @@ class Episodic(Associative):
     temperature: initial beta; it is learned.
     """
 
-    spec = MemorySpec(role="episodic", lifetime="task")
+    spec = MemorySpec(role="episodic", lifetime="task", regression=Regression("uniform", "slots", "exact"))
 
     def __init__(
         self,

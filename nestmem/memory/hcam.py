@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Regression
 from nestmem.memory.registry import register
 
 TINY = 1e-12  # a probability that is never reached, so that its logarithm exists
@@ -51,7 +51,7 @@ class HCAM(Associative):
     temperature: initial beta_2, learned. beta_1 starts at L times that, as one item is an L-th of its chunk's key.
     """
 
-    spec = MemorySpec(role="episodic", lifetime="task")
+    spec = MemorySpec(role="episodic", lifetime="task", regression=Regression("uniform", "slots", "exact"))
 
     def __init__(
         self,

@@ -188,7 +188,9 @@ class LinearMemory(MultiHead):
     def _solve(self, p: Tensor, q: Tensor) -> Tensor:
         """(P + r I)^-1 q with P [B, H, (C or 1), K, K] and q [B, H, C, K]."""
         ridge = self.log_ridge.exp()[:, None, None, None] * torch.eye(self.key, dtype=p.dtype, device=p.device)
-        solved: Tensor = torch.linalg.solve(p + ridge, q[..., None])
+        lower = torch.linalg.cholesky(p + ridge)
+        half = torch.linalg.solve_triangular(lower, q[..., None], upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
         return solved[..., 0]
 
 

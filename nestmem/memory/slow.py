@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nestmem.consolidation import Rule
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, traced, where_rows
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Regression, traced, where_rows
 from nestmem.memory.registry import register
 
 
@@ -56,7 +56,9 @@ class SlowMLP(Associative):
         super().__init__()
         if period < 1:
             raise ValueError(f"period: expected at least 1 step, got {period}")
-        self.spec = MemorySpec(role="slow", lifetime="life", period=period)
+        self.spec = MemorySpec(
+            role="slow", lifetime="life", period=period, regression=Regression("uniform", "mlp", "sgd")
+        )
         self.d_model, self.hidden, self.period, self.max_rate, self.decay = d_model, hidden, period, max_rate, decay
         self.binding = Binding(d_model, fields, key_size)
         key, cue, outcome = self.binding.key_size, self.binding.cue_size, self.binding.outcome_size

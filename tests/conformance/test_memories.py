@@ -189,14 +189,16 @@ def test_vmap_of_grad_equals_a_loop(memory):
             torch.testing.assert_close(batched[name][row], value, rtol=1e-9, atol=1e-9)
 
 
-def test_step_compiles_to_one_graph(memory):
+def test_step_and_fast_form_compile_to_one_graph(memory):
     if not memory.spec.compiles:
         pytest.skip("the spec does not promise it")
-    x = tokens(memory, steps=2)
+    x = tokens(memory, steps=4)
     state = memory.initial_state(B)
     torch.compiler.reset()  # the memories share code objects, and a code object may be compiled for few of them
     compiled = torch.compile(memory.step, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x[:, 0], state)[0], memory.step(x[:, 0], state)[0])
+    compiled = torch.compile(memory.run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, state)[0], memory.run(x, state)[0])
 
 
 def test_state_survives_save_and_load(memory, tmp_path):

@@ -149,6 +149,9 @@ def test_micro_steps_need_the_delta_rule():
         ("gated_deltanet", ("learned", "linear", "sgd")),
         ("mesa", ("learned", "linear", "exact")),
         ("titans", ("learned", "mlp", "momentum sgd")),
+        ("yaad", ("learned", "mlp", "sgd")),
+        ("episodic", ("uniform", "slots", "exact")),
+        ("slow", ("uniform", "mlp", "sgd")),
         ("lstm", None),
     ],
 )
