@@ -97,7 +97,7 @@ class LSTM(Memory):
                 piece, h, c = torch.lstm(x[:, start:stop], held, weights, True, 1, 0.0, self.training, False, True)
                 state = LSTMState(h[0], c[0], state.step + (stop - start))
                 pieces.append(piece)
-            hs = torch.cat(pieces, 1)
+            hs = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
         y, aux = self._answer(hs)
         return y, state, aux
 

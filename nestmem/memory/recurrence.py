@@ -148,9 +148,9 @@ class LinearMemory(MultiHead):
         written, n = self._written(items, mask), self.micro
         queries = self.keys(self.binding.address(x))
         s, p, outputs = state.s, state.p, []
-        for start in range(0, x.shape[1], self.chunk):
-            piece = Written(*(part[:, :, start * n : (start + self.chunk) * n] for part in written))
-            q = queries[:, :, start : start + self.chunk]
+        # `split`, as the gradient of a slice is as long as the whole sequence
+        pieces = zip(*(part.split(self.chunk * n, 2) for part in written), strict=True)
+        for q, piece in zip(queries.split(self.chunk, 2), map(Written._make, pieces), strict=True):
             if self.rule == "ridge":
                 total = piece.log_decay.cumsum(2)
                 kept, weights = total.exp(), decay_between(total)[..., 0] * piece.rate.mT

@@ -17,7 +17,7 @@ Legend: B rows, T steps, C chunk, L steps of a piece of one chunk, H heads, K ke
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,6 +59,21 @@ class Gradients(NamedTuple):
 def l2(error: Tensor, threshold: Tensor) -> Tensor:
     """Gradient of 1/2 ||error||^2."""
     return error
+
+
+def plus(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a @ b for [B, H, ., .] in one kernel."""
+    return torch.baddbmm(x.flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1)).view_as(x)
+
+
+def scaled(scale: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """scale [B, H, L, 1] times x [B, H, L, in] @ w [B, H, in, out], where there are fewer numbers to scale."""
+    return (scale * x) @ w if w.shape[-2] <= w.shape[-1] else scale * (x @ w)
+
+
+def plus_outer(w: Tensor, weight: Tensor, i: Tensor, e: Tensor) -> Tensor:
+    """w [B, H, in, out] plus the sum over steps of weight [B, H, L, 1] times the outer product of i and e."""
+    return plus(w, (weight * i).mT, e) if i.shape[-1] <= e.shape[-1] else plus(w, i.mT, weight * e)
 
 
 class NeuralMemory(MultiHead):
@@ -111,8 +126,10 @@ class NeuralMemory(MultiHead):
         return NeuralState(zeros, zeros, zeros if self.momentum else (), step, pending)
 
     def write(self, item: Item, state: NeuralState, *, signal: Tensor | None = None) -> NeuralState:
-        key, outcome, gates = self._written(Item(*(part[:, None] for part in item)))
-        found = self._gradients(key, outcome, gates, self._weights(state.base))
+        key = self.keys(torch.cat([item.key, item.cue], -1)[:, None])
+        outcome, gates = self._written(Item(*(part[:, None] for part in item)))
+        first, *later = self._weights(state.base)
+        found = self._gradients(key, key @ first, outcome, gates, later)
         keep, eta = gates.log_keep.exp(), gates.log_eta.exp()
         momentum = tuple(-(found.rate * i).mT @ e for i, e in zip(found.inputs, found.errors, strict=True))
         if self.momentum:
@@ -131,49 +148,60 @@ class NeuralMemory(MultiHead):
         """One batch of gradients per chunk; the weights of single steps are never formed."""
         if traced(x) or traced(self.gain) or bool((state.step != state.step[0]).any()):
             return super().run(x, state)
-        key, outcome, gates = self._written(self.items(x, state.pending))
-        queries, steps = self.keys(self.binding.address(x)), x.shape[1]
-        first, outputs = -int(state.step[0]) % self.chunk, []
-        for start, stop in itertools.pairwise(sorted({0, *range(first, steps, self.chunk), steps})):
-            piece = slice(start, stop)
-            y, state = self._piece(
-                queries[:, :, piece],
-                key[:, :, piece],
-                outcome[:, :, piece],
-                Gates(*(g[:, :, piece] for g in gates)),
-                state,
-            )
+        steps, first, outputs = x.shape[1], -int(state.step[0]) % self.chunk, []
+        addresses = torch.cat([state.pending[:, None], self.binding.address(x)], 1)
+        outcome, gates = self._written(Item(*self.binding.split(addresses[:, :-1]), self.binding.outcome(x)))
+        keys = self.keys(addresses)  # a step's query is the key of the next
+        known = keys @ self.start[0]  # what the start makes of them
+        edges = sorted({0, *range(first, steps, self.chunk), steps})
+        sizes = [stop - start for start, stop in itertools.pairwise(edges)]
+        sequences = (keys[:, :, 1:], known[:, :, 1:], keys[:, :, :-1], known[:, :, :-1], outcome, *gates)
+        # `split`, as the gradient of a slice is as long as the whole sequence
+        for q, known_q, key, known_key, value, *now in zip(*(s.split(sizes, 2) for s in sequences), strict=True):
+            y, state = self._piece(q, known_q, key, known_key, value, Gates(*now), state)
             outputs.append(y)
         y, aux = self.answer(torch.cat(outputs, 2))
-        return y, state._replace(pending=self.binding.address(x[:, -1])), aux
+        return y, state._replace(pending=addresses[:, -1]), aux
 
     def _piece(
-        self, q: Tensor, key: Tensor, outcome: Tensor, gates: Gates, state: NeuralState
+        self,
+        q: Tensor,
+        known_q: Tensor,
+        key: Tensor,
+        known_key: Tensor,
+        outcome: Tensor,
+        gates: Gates,
+        state: NeuralState,
     ) -> tuple[Tensor, NeuralState]:
         """Steps of one chunk at once. A_t = fade_t A_0 + push_t S_0 + sum_{i<=t} into_ti (outer product of step i)."""
-        found = self._gradients(key, outcome, gates, self._weights(state.base))
-        keep = decay_between(gates.log_keep.cumsum(2))[..., 0]  # [B, H, L, L]
-        fade = gates.log_keep.cumsum(2).exp()
+        if self.readout is None:
+            seen = plus(known_key, key, state.base[0])
+            later = self._weights(state.base, 1)
+        else:
+            first, *rest = self._weights(state.base)
+            seen, later = key @ first, tuple(rest)
+        found = self._gradients(key, seen, outcome, gates, later)
+        total = gates.log_keep.cumsum(2)
+        keep, fade = decay_between(total)[..., 0], total.exp()  # [B, H, L, L], [B, H, L, 1]
         into_momentum = -found.rate.mT.expand_as(keep)  # without momentum, a step acts where it happens
         if self.momentum:
             total = gates.log_eta.cumsum(2)
-            eta = decay_between(total)[..., 0]
-            into_momentum, push = eta * into_momentum, keep @ total.exp()
+            linger = total.exp()
+            into_momentum, push = decay_between(total)[..., 0] * into_momentum, keep @ linger
             into = keep @ into_momentum
         else:
             into = keep * into_momentum
-        held = zip(found.inputs, found.errors, strict=True)
-        step = state.step + q.shape[2]
-        change = tuple(
-            fade[:, :, -1:] * a + (into[:, :, -1:].mT * i).mT @ e for a, (i, e) in zip(state.change, held, strict=True)
-        )
+        held = list(zip(found.inputs, found.errors, strict=True))
+        change = tuple(fade[:, :, -1:] * a for a in state.change)
         momentum: Weights = ()
         if self.momentum:
             change = tuple(a + push[:, :, -1:] * s for a, s in zip(change, state.momentum, strict=True))
             momentum = tuple(
-                total[:, :, -1:].exp() * s + (into_momentum[:, :, -1:].mT * i).mT @ e
-                for s, i, e in zip(state.momentum, found.inputs, found.errors, strict=True)
+                plus_outer(linger[:, :, -1:] * s, into_momentum[:, :, -1:].mT, i, e)
+                for s, (i, e) in zip(state.momentum, held, strict=True)
             )
+        change = tuple(plus_outer(a, into[:, :, -1:].mT, i, e) for a, (i, e) in zip(change, held, strict=True))
+        step = state.step + q.shape[2]
         ended = int(step[0]) % self.chunk == 0
         end = NeuralState(change, change if ended else state.base, momentum, step, state.pending)
         if self.readout is not None:  # reads see the weights of the last boundary
@@ -182,18 +210,18 @@ class NeuralMemory(MultiHead):
                 y = torch.cat([y[:, :, :-1], self._network(q[:, :, -1:], self._weights(change))], 2)
             return y, end
         y = q
-        for layer, start in enumerate(self.start):
+        for layer, (start, (i, e)) in enumerate(zip(self.start, held, strict=True)):
             if layer:
                 y = F.silu(y)
-            old = fade * (y @ state.change[layer])
+            old = (y @ start if layer else known_q) + scaled(fade, y, state.change[layer])
             if self.momentum:
-                old = old + push * (y @ state.momentum[layer])
-            new = ((y @ found.inputs[layer].mT) * into) @ found.errors[layer]
-            y = y @ start + old + new
+                old = old + scaled(push, y, state.momentum[layer])
+            y = plus(old, (y @ i.mT) * into, e)
         return y, end
 
-    def _weights(self, change: Weights) -> Weights:
-        whole = tuple(start + a for start, a in zip(self.start, change, strict=True))
+    def _weights(self, change: Weights, first: int = 0) -> Weights:
+        """Those of the layers from `first` on."""
+        whole = tuple(start + a for start, a in zip(self.start[first:], change[first:], strict=True))
         return whole if self.readout is None else tuple(self.readout(a) for a in whole)
 
     def _network(self, x: Tensor, weights: Weights) -> Tensor:
@@ -202,36 +230,40 @@ class NeuralMemory(MultiHead):
             x = (F.silu(x) if layer else x) @ w
         return x
 
-    def _gradients(self, key: Tensor, outcome: Tensor, gates: Gates, weights: Weights) -> Gradients:
-        """Of the inner loss at the given weights, for every step of a piece, written out layer by layer."""
-        first, *second = weights
-        if not second:
-            inputs, error = [key], key @ first - outcome
+    def _gradients(
+        self, key: Tensor, seen: Tensor, outcome: Tensor, gates: Gates, later: Sequence[Tensor]
+    ) -> Gradients:
+        """Of the inner loss, for every step of a piece, written out layer by layer.
+
+        seen: what the first layer makes of the key [B, H, L, N or V]. later: the weights of the layers after it.
+        """
+        if not later:
+            inputs, error = [key], seen - outcome
             errors = [self.loss(error, gates.threshold)]
         else:
-            a = key @ first
-            z = F.silu(a)
-            inputs, error = [key, z], z @ second[0] - outcome
+            gate = seen.sigmoid()
+            z = seen * gate  # SiLU
+            inputs, error = [key, z], z @ later[0] - outcome
             last = self.loss(error, gates.threshold)
-            slope = a.sigmoid() * (1 + a * (1 - a.sigmoid()))  # of SiLU
-            errors = [(last @ second[0].mT) * slope, last]
+            slope = gate + z * (1 - gate)
+            errors = [(last @ later[0].mT) * slope, last]
         squared = errors[-1].square().sum(-1, keepdim=True) + TINY
         sharpness = torch.ones_like(squared)
-        if second:
+        if later:
             sharpness = inputs[1].square().sum(-1, keepdim=True) + errors[0].square().sum(-1, keepdim=True) / squared
         if self.loss is not l2:  # a loss steeper than a quadratic one would overshoot
             sharpness = sharpness * (squared / (error.square().sum(-1, keepdim=True) + TINY)).clamp(min=1).sqrt()
         return Gradients(inputs, errors, gates.rate / (self.chunk * (sharpness + 1e-6)))
 
-    def _written(self, items: Item) -> tuple[Tensor, Tensor, Gates]:
-        """Keys, outcomes and gates of items [B, T, ...]; nothing is written where nothing arrived, but time passes."""
+    def _written(self, items: Item) -> tuple[Tensor, Gates]:
+        """Outcomes and gates of items [B, T, ...]; nothing is written where nothing arrived, but time passes."""
         address = torch.cat([items.key, items.cue], -1)
         rate, keep, eta, threshold = self.to_gates(torch.cat([address, items.outcome], -1)).chunk(4, -1)
         rate = rate.sigmoid() * arrived(items)[..., None]
         if self.momentum:
             rate = rate * (-eta).sigmoid()
         gates = Gates(*(self.split(g) for g in (rate, F.logsigmoid(keep), F.logsigmoid(eta), F.softplus(threshold))))
-        return self.keys(address), self.outcomes(items.outcome), gates
+        return self.outcomes(items.outcome), gates
 
 
 @register("titans")
