@@ -13,6 +13,7 @@ from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.learner import Learner
 from algos.maml import MAML, Classifier
+from algos.prototypes import Prototypes
 from envs import folder, glyphs, omniglot
 from envs.fewshot import FewShot, ImageSet
 from nestmem.errors import UserError
@@ -77,6 +78,10 @@ def learner(config: DictConfig) -> Learner:
                     )
                 memory = None if config.memory.name == "none" else _memory(config.memory, fields)
                 return MAML(Classifier(encoder, encoder.features, ways, memory), **algo)
+            if config.algo.name == "prototypes":
+                if config.memory.name != "none":
+                    raise UserError(f"memory: algo=prototypes goes with memory=none, got {config.memory.name}")
+                return Prototypes(encoder)
             if config.memory.name == "none":
                 raise UserError(f"memory: algo=blackbox needs one, got none; known: {', '.join(nestmem.memories())}")
             return BlackBox(encoder, _memory(config.memory, fields), fields, **algo)

@@ -96,6 +96,13 @@ class Maml:
 
 
 @dataclass
+class Prototypes:
+    """Class means in feature space; goes with memory=none. See algos/prototypes.py."""
+
+    name: str = "prototypes"
+
+
+@dataclass
 class Trainer:
     steps: int = 400  # updates of the slow weights
     tasks: int = 16  # in one update
@@ -128,9 +135,12 @@ class Train:
 
 @dataclass
 class NoMemory:
-    """MAML's plain model: head and encoder only."""
+    """MAML's plain model, or prototypes: head and encoder only."""
 
     name: str = "none"
+
+
+ALGOS = (BlackBox, Maml, Prototypes)
 
 
 def _store() -> None:
@@ -138,7 +148,7 @@ def _store() -> None:
     store.store("train_schema", Train)
     for env in (Glyphs, Omniglot, Folder):
         store.store(env.name, env, group="env")
-    for algo in (BlackBox, Maml):
+    for algo in ALGOS:
         store.store(algo.name, algo, group="algo")
     store.store("none", NoMemory, group="memory")
     for name in nestmem.memories():
@@ -182,7 +192,7 @@ def help_text() -> str:
     choices = {
         "experiment": experiments,
         "env": [env.name for env in (Glyphs, Omniglot, Folder)],
-        "algo": [algo.name for algo in (BlackBox, Maml)],
+        "algo": [algo.name for algo in ALGOS],
         "memory": ["none", *nestmem.memories()],
     }
     lines = ["nestmem train [GROUP=CHOICE] [OPTION=VALUE]...", "", "Groups:"]
