@@ -120,7 +120,7 @@ BAD = [
     (["train", "algo=maml"], ["encoder.norm: running statistics cannot be kept in an inner loop"]),
     (["train", "env=folder"], ["env.path"]),
     (["train", "env=folder", "env.path=/no/such/place"], ["env.path: no folder '/no/such/place'"]),
-    (["train", "baselines=[dnc]"], ["baselines: no memory is called 'dnc'"]),
+    (["train", "baselines=[perceptron]"], ["baselines: no memory is called 'perceptron'"]),
     (["train", "trainer.device=tpu7"], ["trainer.device"]),
     (["train", "run=/proc/none/run"], ["cannot write to /proc/none/run"]),
     (["train", "--fast"], ["no flag '--fast'"]),
