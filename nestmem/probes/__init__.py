@@ -1,5 +1,103 @@
-"""Probes: pure functions on recorded numbers."""
+"""Probes: pure functions on recorded numbers, and the interventions that record some of them. See docs/probes.md."""
 
-from nestmem.probes.statistics import Interval, mean_interval
+from nestmem.probes.adaptation import (
+    Adaptation,
+    Reached,
+    accuracy_by_gap,
+    adaptation_speed,
+    area,
+    elimination_floor,
+    savings,
+    steps_to,
+)
+from nestmem.probes.continual import (
+    Retention,
+    anytime_accuracy,
+    average_accuracy,
+    backward_transfer,
+    continual_metrics,
+    forgetting,
+    forward_transfer,
+    half_life,
+    held_out_transfer,
+    minimum_accuracy,
+    retention_curve,
+    worst_case_accuracy,
+)
+from nestmem.probes.exponential import Decay, fit_decay
+from nestmem.probes.interchange import Interchange, interchange_matrix
+from nestmem.probes.intervene import Spoken, edited, interchanged, lesion, lesion_cost, recorded, spoken, swapped
+from nestmem.probes.statistics import (
+    Interval,
+    bootstrap_interval,
+    geometric_ratio,
+    iqm,
+    mean_interval,
+    over_runs,
+    probability_of_improvement,
+    ratio_interval,
+)
+from nestmem.probes.timescales import (
+    Spectrum,
+    autocorrelation,
+    decodability,
+    gain_fraction,
+    gate_usage,
+    intrinsic_timescale,
+    steps_since,
+    update_spectrum,
+)
+from nestmem.probes.value import Undefined, jsonable
 
-__all__ = ["Interval", "mean_interval"]
+__all__ = [
+    "Adaptation",
+    "Decay",
+    "Interchange",
+    "Interval",
+    "Reached",
+    "Retention",
+    "Spectrum",
+    "Spoken",
+    "Undefined",
+    "accuracy_by_gap",
+    "adaptation_speed",
+    "anytime_accuracy",
+    "area",
+    "autocorrelation",
+    "average_accuracy",
+    "backward_transfer",
+    "bootstrap_interval",
+    "continual_metrics",
+    "decodability",
+    "edited",
+    "elimination_floor",
+    "fit_decay",
+    "forgetting",
+    "forward_transfer",
+    "gain_fraction",
+    "gate_usage",
+    "geometric_ratio",
+    "half_life",
+    "held_out_transfer",
+    "interchange_matrix",
+    "interchanged",
+    "intrinsic_timescale",
+    "iqm",
+    "jsonable",
+    "lesion",
+    "lesion_cost",
+    "mean_interval",
+    "minimum_accuracy",
+    "over_runs",
+    "probability_of_improvement",
+    "ratio_interval",
+    "recorded",
+    "retention_curve",
+    "savings",
+    "spoken",
+    "steps_since",
+    "steps_to",
+    "swapped",
+    "update_spectrum",
+    "worst_case_accuracy",
+]
