@@ -2,9 +2,10 @@
 
 Hidden values are 0..3. a_{t+1} = a_t + 1 (mod 4) with probability `advance`, else one of the other three values. b and c stay,
 or jump to one of the other three after `dwell` steps in the mean. Each is seen through noise: o^b_t = b_t with
-probability `right`, else one of the others; o^c_t likewise. A step emits three tokens:
+probability `right`, else one of the others; o^c_t likewise. A step emits three tokens, and the targets are those of the next
+step, each predicted from the past alone:
 
-    x_t = (a_t,  o^b_t + a_t mod 4,  o^c_t + a_t mod 4),  and the targets are the tokens x_{t+1}, each predicted from the past alone.
+    x_t = (a_t,  o^b_t + a_t mod 4,  o^c_t + a_t mod 4),   y_t = x_{t+1}
 
 Adding a makes every token uniform and independent of b and c, so that no average of tokens knows anything: a model must first
 unscramble, then integrate over 30 and over 1000 steps. What a model could gain is known exactly, variable by variable.
