@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nestmem import Fields, NestedMemory
+from nestmem import LSTM, Episodic, Fields, NestedMemory, SlowMLP
 from nestmem.memory.base import Aux, Memory, MemorySpec
 from nestmem.probes import (
     decodability,
@@ -182,6 +182,33 @@ def test_listening_changes_nothing_and_leaves_nothing():
     with pytest.raises(ValueError, match="x: expected tokens"):
         spoken(memory, x[..., :-1])
     assert "combine" not in vars(memory)
+
+
+@pytest.mark.parametrize("clocks", ["together", "apart"])  # apart: the nested memory goes step by step
+def test_learned_levels_with_clocks_can_be_listened_to(clocks):
+    torch.manual_seed(0)
+    fields = Fields(4, 0, 3)
+    memory = NestedMemory(
+        [LSTM(7, fields), Episodic(7, fields, slots=8), SlowMLP(7, fields, hidden=16, period=4)], fields
+    )
+    state = memory.initial_state(2)
+    state = state._replace(step=torch.tensor([0, 0 if clocks == "together" else 1]))
+    x, other = torch.randn(2, 2, 14, 7)
+    x[..., 4:], other[..., 4:] = F.one_hot(torch.randint(3, (2, 2, 14)), 3)
+    with torch.no_grad():
+        host, donor = spoken(memory, x, state), spoken(memory, other, state)
+        torch.testing.assert_close(host.y, memory(x, state)[0])
+        assert [read.shape for read in host.reads] == [x.shape] * 3
+        y = interchanged(memory, host, donor)
+        for level in range(3):
+            reads = [donor.reads[i] if i == level else host.reads[i] for i in range(3)]
+            confidence = [(donor if i == level else host).auxes[i] for i in range(3)]
+            torch.testing.assert_close(y[level], memory.combine(reads, confidence)[0])
+            assert not torch.allclose(y[level], host.y)
+        for level in range(3):
+            whole, _ = lesion(memory, x, level, at=torch.zeros(2, 14, dtype=torch.bool), state=state)
+            torch.testing.assert_close(whole, host.y)
+            assert not torch.allclose(lesion(memory, x, level, state=state)[0], host.y)
 
 
 def test_lesions_cost_what_their_level_held():
