@@ -44,7 +44,7 @@ def intrinsic_timescale(trace: ArrayLike) -> float | Undefined:
 
     Fitted on lags from 1 (white noise on top of a slow trace shows at lag 0 alone and goes into a) to the end of the
     initial positive sequence (Geyer 1992: until the sum of two neighbouring lags is negative), beyond which there is noise.
-    Undefined for constants, for what lag 1 cannot tell from white noise, and above a tenth of the trace's length, where
+    Undefined for constants, for what at lag 1 is white noise or oscillates, and above a tenth of the trace's length, where
     the estimate is far too short.
     """
     x = _trace(trace)
@@ -54,7 +54,7 @@ def intrinsic_timescale(trace: ArrayLike) -> float | Undefined:
     if len(rho) < 8:
         return Undefined(f"{x.shape[1]} steps are too few, 16 are needed")
     if rho[1] <= 2 / (x.shape[0] * x.shape[1]) ** 0.5:
-        return Undefined("shorter than a step: no autocorrelation at lag 1")
+        return Undefined("no positive autocorrelation at lag 1: shorter than a step, or it oscillates")
     pairs = rho[1 : len(rho) - 1 : 2] + rho[2 : len(rho) : 2]
     negative = np.flatnonzero(pairs <= 0)
     last = max(4, 1 + 2 * int(negative[0]) if len(negative) else len(rho))
