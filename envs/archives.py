@@ -1,16 +1,19 @@
 """Finding, checking and reading data archives.
 
 Looked for, in order: `$NESTMEM_DATA/<set>/<file>`, the user's cache, the official place. Archives are read in memory and
-never extracted, and are known by a sha256 over their members' names and bytes: repacking a zip changes its own hash.
+never extracted, and are known by a sha256 over what they hold (of a zip: members' names and bytes): repacking changes an
+archive's own hash.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ MAX_MEMBER = 64 << 20  # bytes; no member of our archives is near this
 
 
 class Archive(NamedTuple):
-    """A zip of a data set: set and file name, official address, sha256 of the members, and what to use without it."""
+    """A zip or gz of a data set: set and file name, official address, sha256 of the content, and what to use without it."""
 
     dataset: str
     file: str
@@ -46,9 +49,11 @@ def locate(archive: Archive) -> Path | None:
 
 
 def digest(path: Path) -> str:
-    """sha256 over the sorted members of a zip: name, a zero byte, content."""
+    """sha256 of a gz's content, or over the sorted members of a zip: name, a zero byte, content."""
     total = hashlib.sha256()
     try:
+        if is_gzip(path):
+            return hashlib.sha256(gunzip(path)).hexdigest()
         with zipfile.ZipFile(path) as archive:
             for info in sorted(archive.infolist(), key=lambda i: i.filename):
                 if info.is_dir():
@@ -58,11 +63,26 @@ def digest(path: Path) -> str:
                         f"{path}: member {info.filename} has {info.file_size} bytes, expected at most {MAX_MEMBER}"
                     )
                 total.update(info.filename.encode() + b"\0" + archive.read(info))
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{path}: not a readable zip ({error}); delete it and run `nestmem data get {path.parent.name}`"
+            f"{path}: not a readable archive ({error}); delete it and run `nestmem data get {path.parent.name}`"
         ) from None
     return total.hexdigest()
+
+
+def is_gzip(path: Path) -> bool:
+    """By its first two bytes: a download in progress has another suffix."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def gunzip(path: Path) -> bytes:
+    """The content of a gz, at most `MAX_MEMBER` bytes."""
+    with gzip.open(path) as file:
+        content = file.read(MAX_MEMBER + 1)
+    if len(content) > MAX_MEMBER:
+        raise UserError(f"{path}: unpacks to more than {MAX_MEMBER} bytes")
+    return content
 
 
 def check(archive: Archive, path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from envs import archives, omniglot
+from envs import archives, mnist, omniglot
 from nestmem.errors import UserError
 
-SETS = {"omniglot": omniglot.ARCHIVES}
+SETS = {"omniglot": omniglot.ARCHIVES, "mnist_t10k": mnist.ARCHIVES}
 BUILT_IN = {"glyphs": "built in, nothing to download"}
 
 
@@ -25,5 +25,5 @@ def run(verb: str, names: list[str]) -> int:
                 archives.check(archive, path)
             complete &= path is not None
             state = "missing: nestmem data get " + name if path is None else "whole" if verb != "list" else "here"
-            print(f"{name:10} {archive.file:24} {state:8} {path or ''}")
+            print(f"{name:10} {archive.file:26} {state:8} {path or ''}")
     return 0 if complete or verb == "list" else 1

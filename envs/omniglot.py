@@ -37,6 +37,10 @@ TEST_ALPHABETS = {
     "Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya", "Sylheti",
     "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG",
 }  # fmt: skip
+# Lake's own division, by archive: 30 background alphabets, and these 20.
+EVALUATION_ALPHABETS = TEST_ALPHABETS | {
+    "Angelic", "Atemayar_Qelisayer", "Atlantean", "Aurek-Besh", "Avesta", "Ge_ez", "Glagolitic", "Gurmukhi",
+}  # fmt: skip
 
 
 def split_of(name: str) -> str:
@@ -47,9 +51,9 @@ def split_of(name: str) -> str:
     return "val" if alphabet in VAL_ALPHABETS else "train"
 
 
-def load() -> ImageSet:
-    """All characters in alphabetical order, uint8 [1623, 20, 28, 28]; decoded once, then read from the cache."""
-    cached = cache_dir() / "omniglot" / f"images-{SIZE}-{_key()}.npz"
+def load(size: int = SIZE) -> ImageSet:
+    """All characters in alphabetical order, uint8 [1623, 20, size, size]; decoded once, then read from the cache."""
+    cached = cache_dir() / "omniglot" / f"images-{size}-{_key(size)}.npz"
     if cached.is_file():
         try:
             with np.load(cached, allow_pickle=False) as stored:
@@ -60,7 +64,7 @@ def load() -> ImageSet:
     for archive in ARCHIVES:
         path = fetch(archive)
         check(archive, path)
-        _decode(path, images)
+        _decode(path, images, size)
     names = sorted(images)
     stacked = np.stack([images[name] for name in names])
     try:
@@ -80,13 +84,13 @@ def subset(data: ImageSet, split: str) -> ImageSet:
     return ImageSet(data.images[rows], [data.names[i] for i in rows])
 
 
-def _key() -> str:
+def _key(size: int) -> str:
     """Changes with the archives and with how they are decoded."""
-    recipe = f"{[a.sha256 for a in ARCHIVES]} {SIZE} lanczos"
+    recipe = f"{[a.sha256 for a in ARCHIVES]} {size} lanczos"
     return hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
-def _decode(path: Path, into: dict[str, np.ndarray]) -> None:
+def _decode(path: Path, into: dict[str, np.ndarray], size: int) -> None:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.is_dir():
@@ -95,6 +99,6 @@ def _decode(path: Path, into: dict[str, np.ndarray]) -> None:
                 raise UserError(f"{path}: unexpected member {info.filename!r}")
             name, drawing = match[1], int(match[2])
             picture = (
-                Image.open(io.BytesIO(archive.read(info))).convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+                Image.open(io.BytesIO(archive.read(info))).convert("L").resize((size, size), Image.Resampling.LANCZOS)
             )
-            into.setdefault(name, np.zeros((DRAWINGS, SIZE, SIZE), np.uint8))[drawing - 1] = 255 - np.asarray(picture)
+            into.setdefault(name, np.zeros((DRAWINGS, size, size), np.uint8))[drawing - 1] = 255 - np.asarray(picture)
