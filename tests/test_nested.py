@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import nestmem
 from nestmem import LSTM, Episodic, Fields, NestedMemory, SlowMLP
 
 FIELDS = Fields(6, 0, 3)
@@ -120,3 +121,18 @@ def test_any_levels_in_any_number():
 def test_bad_levels_are_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("name", sorted(nestmem.memories()))
+def test_any_memory_can_be_a_level(name):
+    torch.manual_seed(0)
+    fields = Fields(content=5, cue=0, outcome=3)
+    memory = NestedMemory([LSTM(8, fields, hidden=4), nestmem.build(name, 8, fields)], fields)
+    x = torch.randn(2, 10, 8)
+    x[..., 5:] = torch.nn.functional.one_hot(torch.randint(3, (2, 10)), 3).float()
+    y, state, aux = memory.trace(x)
+    assert y.isfinite().all() and aux.gates.shape == (2, 10, 2)
+    answer, _ = memory.read(x[:, :3], state)
+    assert answer.shape == (2, 3, 8)
+    y.square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in memory.parameters())
