@@ -1,0 +1,186 @@
+"""Learning hundreds of classes one image at a time, on features that stay as they are: the heads, and how they are asked.
+
+A head sees (feature, label) pairs once, in order, and is then asked for held-out features among all outputs. Episodic path:
+    means       a class is the mean of its features; the nearest one wins (Snell et al. 2017)
+    gaussian    a class is a Gaussian whose mean and variances have a conjugate prior, fitted on background classes; the
+                Student density of the query decides (GeMCL, Banayeeanzade et al. 2021)
+    neighbours  everything is kept; the k nearest vote
+Slow path, without stored examples or class means:
+    gradient    online gradient descent of a linear softmax head from zero weights, one image a step
+R trajectories run side by side, so a step is one batched product.
+Legend: R trajectories, S steps, M queries, C outputs, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from envs.sequential_omniglot import LEARNED, Trajectories
+from nestmem.errors import UserError
+
+BLOCK = 64  # outputs at a time where densities are taken
+
+
+class Head(Protocol):
+    """What a method does on the stream. `bytes_per_class` counts what is kept for a class of 15 images, in single precision."""
+
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        """A stretch of the stream [R, S, F] with labels [R, S], in order, each image once."""
+
+    def answer(self, queries: Tensor) -> Tensor:
+        """Scores of queries [R, M, F]: [R, M, C]; an output that was never learned scores -inf."""
+
+    @property
+    def bytes_per_class(self) -> float: ...
+
+
+class Moments:
+    """Count, mean and sum of squared deviations of every class; the state of the first two heads."""
+
+    def __init__(self, trajectories: int, outputs: int, size: int):
+        self.count = torch.zeros(trajectories, outputs)
+        self.mean = torch.zeros(trajectories, outputs, size)
+        self.squares = torch.zeros(trajectories, outputs, size)
+
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        """Chan's update with one block, which equals Welford's with each image in turn."""
+        onehot = F.one_hot(labels, self.count.shape[1]).to(features.dtype)  # [R, S, C]
+        new = onehot.sum(1)
+        mean = torch.where(new[..., None] > 0, onehot.mT @ features / new.clamp(min=1)[..., None], 0.0)
+        inside = onehot.mT @ features.square() - new[..., None] * mean.square()
+        both = (self.count + new).clamp(min=1)
+        apart = mean - self.mean
+        self.squares = self.squares + inside + apart.square() * (self.count * new / both)[..., None]
+        self.mean = self.mean + apart * (new / both)[..., None]
+        self.count = self.count + new
+
+
+class Means(Moments):
+    """Nearest class mean, in Euclidean distance."""
+
+    def answer(self, queries: Tensor) -> Tensor:
+        scores = -torch.cdist(queries, self.mean).square()
+        return scores.masked_fill(self.count[:, None] == 0, -math.inf)
+
+    @property
+    def bytes_per_class(self) -> float:
+        return 4 * (self.mean.shape[-1] + 1)
+
+
+class Prior(NamedTuple):
+    """Normal-inverse-gamma of every feature: mean 0 with weight `kappa`, variance from `alpha` and `beta` [F]."""
+
+    kappa: float
+    alpha: float
+    beta: Tensor
+
+
+def fit_prior(features: Tensor, kappa: float = 0.01, alpha: float = 10.0) -> Prior:
+    """From background classes, features [C, E, F]: the expected variance within a class; the other two are the caller's."""
+    return Prior(kappa, alpha, (alpha - 1) * features.var(1).mean(0))
+
+
+class Gaussian(Moments):
+    """One Gaussian with diagonal covariance per class, its uncertainty kept: queries are scored by the posterior predictive."""
+
+    def __init__(self, trajectories: int, outputs: int, size: int, prior: Prior):
+        super().__init__(trajectories, outputs, size)
+        self.prior = prior
+
+    def answer(self, queries: Tensor) -> Tensor:
+        kappa = (self.prior.kappa + self.count)[..., None]
+        alpha = (self.prior.alpha + self.count / 2)[..., None]
+        mean = self.count[..., None] * self.mean / kappa
+        shrunk = self.prior.kappa * self.count[..., None] / kappa * self.mean.square()
+        beta = self.prior.beta + (self.squares + shrunk) / 2
+        scale = beta * (kappa + 1) / (alpha * kappa)  # of the Student density with 2 alpha degrees of freedom
+        constant = torch.lgamma(alpha + 0.5) - torch.lgamma(alpha) - 0.5 * torch.log(2 * alpha * math.pi)
+        constant = (constant - 0.5 * scale.log()).sum(-1)  # [R, C]
+        blocks = []
+        for block in torch.arange(self.count.shape[1]).split(BLOCK):
+            apart = (queries[:, :, None] - mean[:, None, block]).square() / (2 * alpha * scale)[:, None, block]
+            blocks.append(constant[:, None, block] - ((alpha + 0.5)[:, None, block] * torch.log1p(apart)).sum(-1))
+        return torch.cat(blocks, -1).masked_fill(self.count[:, None] == 0, -math.inf)
+
+    @property
+    def bytes_per_class(self) -> float:
+        return 4 * (2 * self.mean.shape[-1] + 1)
+
+
+class Neighbours:
+    """All images are kept; the score of a class is its share of the k nearest, ties going to the nearest."""
+
+    def __init__(self, trajectories: int, outputs: int, size: int, k: int = 3):
+        self.outputs, self.k = outputs, k
+        self.features = torch.zeros(trajectories, 0, size)
+        self.labels = torch.zeros(trajectories, 0, dtype=torch.long)
+
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        self.features = torch.cat([self.features, features], 1)
+        self.labels = torch.cat([self.labels, labels], 1)
+
+    def answer(self, queries: Tensor) -> Tensor:
+        near = torch.cdist(queries, self.features).topk(min(self.k, self.labels.shape[1]), largest=False)
+        labels = self.labels[:, None].expand(-1, queries.shape[1], -1).gather(2, near.indices)
+        votes = 1 - 1e-3 * torch.arange(labels.shape[-1]).expand_as(labels).to(queries.dtype)
+        scores = queries.new_zeros(*labels.shape[:2], self.outputs).scatter_add(2, labels, votes)
+        return torch.where(scores > 0, scores, -math.inf)
+
+    @property
+    def bytes_per_class(self) -> float:
+        return 15 * (4 * self.features.shape[-1] + 8)
+
+
+class Gradient:
+    """A linear softmax head from zero weights, one step of gradient descent an image; rates may differ by trajectory."""
+
+    def __init__(self, trajectories: int, outputs: int, size: int, rate: float | Tensor):
+        self.weight = torch.zeros(trajectories, outputs, size)
+        self.bias = torch.zeros(trajectories, outputs)
+        self.rate = torch.as_tensor(rate).expand(trajectories)[:, None]
+
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        rows = torch.arange(len(features))
+        for x, y in zip(features.unbind(1), labels.unbind(1), strict=True):
+            error = torch.softmax(torch.baddbmm(self.bias[..., None], self.weight, x[..., None])[..., 0], -1)
+            error[rows, y] -= 1
+            step = self.rate * error
+            self.weight.baddbmm_(step[..., None], x[:, None], alpha=-1)
+            self.bias -= step
+
+    def answer(self, queries: Tensor) -> Tensor:
+        return queries @ self.weight.mT + self.bias[:, None]
+
+    @property
+    def bytes_per_class(self) -> float:
+        return 4 * (self.weight.shape[-1] + 1)
+
+
+class Record(NamedTuple):
+    """Accuracy in percent per trajectory after so many classes, on held-out and on learned images."""
+
+    classes: int
+    held_out: Tensor  # [R]
+    learned: Tensor  # [R]
+
+
+def follow(head: Head, table: Tensor, trajectories: Trajectories, points: list[int]) -> Iterator[Record]:
+    """Show a head the trajectories class by class, and ask at each of `points` (numbers of classes, rising).
+
+    table [C, E, F]: the features of every image of the set that the trajectories run over.
+    """
+    if points != sorted(set(points)) or not points:
+        raise UserError(f"points: expected rising numbers of classes, got {points}")
+    shown, labels = trajectories.learned(table)
+    done = 0
+    for n in points:
+        head.learn(shown[:, done * LEARNED : n * LEARNED], labels[:, done * LEARNED : n * LEARNED])
+        done = n
+        asked = (trajectories.held_out(table, n), trajectories.relearned(table, n))
+        yield Record(n, *(100 * (head.answer(x).argmax(-1) == y).float().mean(1) for x, y in asked))

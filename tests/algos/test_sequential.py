@@ -1,0 +1,102 @@
+"""Heads of the sequential benchmark against what they are defined to be."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from algos.sequential import Gaussian, Gradient, Means, Moments, Neighbours, Prior, fit_prior, follow
+from envs.fewshot import ImageSet
+from envs.sequential_omniglot import Trajectories
+from nestmem.errors import UserError
+
+R, C, E, SIZE = 2, 6, 20, 5
+
+
+def table(spread=0.3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(C, 1, SIZE, generator=g) + spread * torch.randn(C, E, SIZE, generator=g)
+
+
+def trajectories(**options):
+    images = ImageSet(torch.zeros(C, E, 1, 1, dtype=torch.uint8), [f"a/{i}" for i in range(C)])
+    return Trajectories(images, seed=0, classes=C, trajectories=R, order="random", **options)
+
+
+def test_moments_do_not_depend_on_where_the_stream_is_cut():
+    shown, labels = trajectories().learned(table())
+    whole, parts = Moments(R, C, SIZE), Moments(R, C, SIZE)
+    whole.learn(shown, labels)
+    for cut in (slice(0, 7), slice(7, 8), slice(8, 60), slice(60, None)):
+        parts.learn(shown[:, cut], labels[:, cut])
+    of_class = shown[0][labels[0] == 3]
+    for moments in (whole, parts):
+        torch.testing.assert_close(moments.mean[0, 3], of_class.mean(0))
+        torch.testing.assert_close(moments.squares[0, 3], of_class.var(0, correction=0) * 15, rtol=1e-4, atol=1e-5)
+
+
+def test_means_answer_the_nearest_mean_and_nothing_unseen():
+    head, classes = Means(R, C, SIZE), trajectories()
+    first, *_, last = list(follow(head, table(), classes, [2, 4, C]))
+    assert first.classes == 2 and first.held_out.shape == (R,)
+    assert last.held_out.min() > 90
+    fresh = Means(R, C, SIZE)
+    shown, labels = classes.learned(table())
+    fresh.learn(shown[:, :30], labels[:, :30])
+    answers = fresh.answer(shown[:, 60:]).argmax(-1)
+    assert all(a in labels[r, :30] for r in range(R) for a in answers[r])
+
+
+def test_gaussian_is_the_posterior_predictive():
+    """Against the Student density of torch.distributions, feature by feature."""
+    prior = Prior(0.5, 3.0, torch.linspace(0.5, 1.5, SIZE))
+    head = Gaussian(1, 1, SIZE, prior)
+    seen, query = torch.randn(1, 9, SIZE, generator=torch.Generator().manual_seed(1)), torch.randn(1, 4, SIZE)
+    head.learn(seen, torch.zeros(1, 9, dtype=torch.long))
+    kappa, alpha = 0.5 + 9, 3.0 + 4.5
+    mean = seen[0].sum(0) / kappa
+    beta = prior.beta + (seen[0] - seen[0].mean(0)).square().sum(0) / 2 + 0.5 * 9 / kappa * seen[0].mean(0).square() / 2
+    student = torch.distributions.StudentT(2 * alpha, mean, (beta * (kappa + 1) / (alpha * kappa)).sqrt())
+    torch.testing.assert_close(head.answer(query)[0, :, 0], student.log_prob(query[0]).sum(-1))
+
+
+def test_a_shared_prior_helps_where_variances_differ_by_feature():
+    scales = torch.tensor([0.1, 0.1, 0.1, 3.0, 3.0])
+    g = torch.Generator().manual_seed(2)
+    features = 0.3 * torch.randn(C, 1, SIZE, generator=g) + scales * torch.randn(C, E, SIZE, generator=g)
+    background = 0.3 * torch.randn(50, 1, SIZE, generator=g) + scales * torch.randn(50, E, SIZE, generator=g)
+    heads = {"means": Means(R, C, SIZE), "gaussian": Gaussian(R, C, SIZE, fit_prior(background))}
+    last = {name: list(follow(head, features, trajectories(), [C]))[-1].held_out.mean() for name, head in heads.items()}
+    assert last["gaussian"] > last["means"] + 20
+
+
+def test_gradient_is_online_descent_of_the_cross_entropy():
+    shown, labels = trajectories().learned(table())
+    rates = torch.tensor([0.1, 0.02])
+    head = Gradient(R, C, SIZE, rates)
+    head.learn(shown, labels)
+    for r in range(R):
+        layer = torch.nn.Linear(SIZE, C)
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=rates[r].item())
+        for x, y in zip(shown[r], labels[r]):
+            optimizer.zero_grad()
+            F.cross_entropy(layer(x[None]), y[None]).backward()
+            optimizer.step()
+        torch.testing.assert_close(head.weight[r], layer.weight.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(head.bias[r], layer.bias.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_neighbours_vote_and_the_nearest_breaks_ties():
+    head = Neighbours(1, 4, 1, k=3)
+    head.learn(torch.tensor([[[0.0], [1.0], [1.2], [5.0]]]), torch.tensor([[2, 1, 1, 0]]))
+    answers = head.answer(torch.tensor([[[0.4], [0.1], [4.0]]])).argmax(-1)
+    assert answers.tolist() == [[1, 1, 1]]
+    near = Neighbours(1, 4, 1, k=2)
+    near.learn(torch.tensor([[[0.0], [1.0]]]), torch.tensor([[3, 1]]))
+    assert near.answer(torch.tensor([[[0.4], [0.6]]])).argmax(-1).tolist() == [[3, 1]]
+
+
+def test_points_must_rise():
+    with pytest.raises(UserError, match="points: expected rising numbers of classes"):
+        list(follow(Means(R, C, SIZE), table(), trajectories(), [4, 2]))
