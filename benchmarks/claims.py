@@ -1,4 +1,4 @@
-"""The table of claims: goal, best of ours, whether it is met. `--write` puts the tables of results into README.md.
+"""The table of claims: goal, best of ours, whether it is met. `--write` puts the tables of results into the documents.
 
 python -m benchmarks.claims [--write]
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.results import FOLDER
 
-README = FOLDER.parent.parent / "README.md"
+TOP = FOLDER.parent.parent
+DOCUMENTS = [TOP / "README.md", TOP / "docs" / "memories.md"]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
 
@@ -37,6 +38,11 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "sampling-vs-learn2learn": (at_least(50), "learn2learn defaults (PNG files)"),
     "meta-gradient-error": (at_most(1e-10), ""),
     "resume-identical": (at_least(100), ""),
+    "titans-vs-titans-pytorch-cpu": (at_least(3), ""),
+    "titans-vs-titans-pytorch-gpu": (at_least(3), ""),
+    "lstm-vs-nn-lstm-cpu": (at_least(0.9), ""),
+    "recurrence-vs-fla-gpu": (at_least(0.67), ""),
+    "stream-flatness": (at_most(1.1), ""),
 }
 
 
@@ -85,13 +91,19 @@ SECTIONS = {
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
+    "memory-speed": [
+        "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-unofficial-cpu",
+        "lstm-vs-nn-lstm-cpu", "recurrence-vs-fla-cpu", "recurrence-vs-fla-gpu", "memory-peak", "stream-flatness",
+    ],
 }  # fmt: skip
 
 
 def write(text: str, rows: list[Row]) -> str:
-    """The README with the tables between its markers made anew."""
+    """A document with the tables between its markers made anew."""
     for name, claims in SECTIONS.items():
         begin, end = f"<!-- results: {name} -->", f"<!-- end: {name} -->"
+        if begin not in text:
+            continue
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n{table(rows, claims)}\n{end}{after}"
@@ -102,4 +114,5 @@ if __name__ == "__main__":
     found = all_rows()
     print(status(found))
     if "--write" in sys.argv:
-        README.write_text(write(README.read_text(), found))
+        for document in DOCUMENTS:
+            document.write_text(write(document.read_text(), found))

@@ -1,11 +1,12 @@
 """Claims titans-vs-*, recurrence-vs-fla-*, lstm-vs-nn-lstm-cpu, stream-flatness: memories beside what one would pick instead.
 
-    uv run --group bench python -m benchmarks.memory_speed [speed] [memory] [stream] [threads=N] [rounds=8]
+    uv run --group bench python -m benchmarks.memory_speed [speed] [memory] [stream] [threads=N] [rounds=8] [only=TEXT]
 
 speed: forward and backward of a batch of 4 sequences, width 128, float32, every pair interleaved in one run; a ratio is the
-median over rounds of their time over ours, its interval from a bootstrap over rounds. memory: growth of the peak resident
-memory by one such step, each in a fresh process. stream: every memory reads one million tokens, then is timed going on from its
-states at 10 thousand, 100 thousand and one million tokens, in turns, so that noise of the machine hits all three alike.
+median over rounds of their time over ours, its interval from a bootstrap over rounds. `only` picks pairs by a text in
+"claim method length". memory: growth of the peak resident memory by one such step, each in a fresh process. stream: every
+memory reads one million tokens, then is timed going on from its states at 10 thousand, 100 thousand and one million tokens,
+in turns, so that noise of the machine hits all three alike.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nestmem
-from algos.trainer import keep_freed_memory
 from benchmarks.results import load, row, save
 
 BATCH, WIDTH = 4, 128
@@ -147,18 +147,20 @@ def compare(claim: str, method: str, ours: Model, theirs: Model, length: str, no
     median, low, high = bootstrap(other / mine)
     tokens = BATCH * LENGTHS[length]
     speed = f"{tokens / np.median(mine):.0f} against {tokens / np.median(other):.0f} tokens/s"
-    note = "; ".join(part for part in (speed, f"{torch.get_num_threads()} threads", note) if part)
+    note = f"{speed}; {note}" if note else speed
+    threads = torch.get_num_threads()
+    method = f"{method}, {length} tokens, {threads} thread{'s' * (threads > 1)}"
     end = "gpu" if DEVICE == "cuda" else "cpu"
-    print(f"{claim} {method} {length}: {median:.3g} [{low:.3g}, {high:.3g}], {speed}", flush=True)
-    return row(
-        f"{claim}-{end}", f"{method}, {length} tokens", median, low=low, high=high, n=rounds, unit="x", note=note
-    )
+    print(f"{claim} {method}: {median:.3g} [{low:.3g}, {high:.3g}], {speed}", flush=True)
+    return row(f"{claim}-{end}", method, median, low=low, high=high, n=rounds, unit="x", note=note)
 
 
-def speed(rounds: int) -> list[dict[str, Any]]:
+def speed(rounds: int, only: str) -> list[dict[str, Any]]:
     rows = []
     for claim, method, ours, theirs, lengths, note in PAIRS:
         for length in lengths:
+            if only not in f"{claim} {method} {length}":
+                continue
             try:
                 rows.append(compare(claim, method, ours, theirs, length, note, rounds))
             except ImportError as error:  # a peer that does not import here is a note, not an end
@@ -173,6 +175,8 @@ def peak(index: int, side: int, length: str) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    free = next(line for line in Path("/proc/meminfo").read_text().split("\n") if line.startswith("MemAvailable"))
+    resource.setrlimit(resource.RLIMIT_AS, (1024 * int(free.split()[1]),) * 2)  # fail alone, not with the whole machine
     stepper(PAIRS[index][2 + side], 64)()  # what a first step loads is not the model's
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()
@@ -191,7 +195,7 @@ def memory(threads: int) -> list[dict[str, Any]]:
             mine, other = found
             said = ["does not fit" if np.isnan(value) else f"{value:.0f} MB" for value in found]
             print(f"{claim} {method} {length}: {said[0]} against {said[1]}", flush=True)
-            if not np.isnan(found).any():
+            if not np.isnan(mine) and not np.isnan(other):
                 rows.append(row("memory-peak", f"{claim.replace('-vs-', ' against ')}, {method}, {length} tokens",
                                 other / mine, unit="x", n=1, note=f"{said[0]} against {said[1]}, one step"))  # fmt: skip
     return rows
@@ -239,19 +243,17 @@ def main(arguments: list[str]) -> None:
     parts = [a for a in arguments if "=" not in a]
     threads, rounds = int(options.get("threads", torch.get_num_threads())), int(options.get("rounds", 8))
     torch.set_num_threads(threads)
-    keep_freed_memory()
     if parts[:1] == ["peak"]:
         print(peak(int(parts[1]), int(parts[2]), parts[3]))
         return
-    kept = load("memory_speed")
     made: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "speed": lambda: speed(rounds),
+        "speed": lambda: speed(rounds, options.get("only", "")),
         "memory": lambda: memory(threads),
         "stream": lambda: [streamed(name, 5 * rounds) for name in STREAMED],
     }
     rows = [r for part in parts or made for r in made[part]()]
     fresh = {(r["claim"], r["method"]) for r in rows}
-    save("memory_speed", [r for r in kept if (r["claim"], r["method"]) not in fresh] + rows)
+    save("memory_speed", [r for r in load("memory_speed") if (r["claim"], r["method"]) not in fresh] + rows)
 
 
 if __name__ == "__main__":
