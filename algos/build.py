@@ -14,7 +14,7 @@ from algos.config import memory_options
 from algos.learner import Learner
 from algos.maml import MAML, Classifier
 from algos.prototypes import Prototypes
-from envs import folder, glyphs, omniglot
+from envs import folder, glyphs, omniglot, sequential_omniglot
 from envs.fewshot import FewShot, ImageSet
 from nestmem.errors import UserError
 from nestmem.memory import registry
@@ -43,9 +43,15 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
         case "omniglot":
             if env.train not in ("train", "trainval"):
                 raise UserError(f"env.train: expected train or trainval, got {env.train!r}")
+            if env.split not in ("vinyals", "background"):
+                raise UserError(f"env.split: expected vinyals or background, got {env.split!r}")
             data = omniglot.load()
-            sets = {"train": omniglot.subset(data, env.train)}
-            sets |= {split: omniglot.subset(data, split) for split in ("val", "test")}
+            if env.split == "vinyals":
+                sets = {"train": omniglot.subset(data, env.train)}
+                sets |= {split: omniglot.subset(data, split) for split in ("val", "test")}
+            else:
+                names = {"train": "train" if env.train == "train" else "meta_train", "val": "val", "test": "meta_test"}
+                sets = {split: sequential_omniglot.subset(data, name) for split, name in names.items()}
         case "folder":
             sets = folder.load(env.path)
         case _:

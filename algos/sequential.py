@@ -82,8 +82,12 @@ class Prior(NamedTuple):
 
 
 def fit_prior(features: Tensor, kappa: float = 0.01, alpha: float = 10.0) -> Prior:
-    """From background classes, features [C, E, F]: the expected variance within a class; the other two are the caller's."""
-    return Prior(kappa, alpha, (alpha - 1) * features.var(1).mean(0))
+    """From background classes, features [C, E, F]: the expected variance within a class; the other two are the caller's.
+
+    No feature is taken for more certain than a hundredth of the average one: a unit that is always off has no variance.
+    """
+    within = features.var(1).mean(0)
+    return Prior(kappa, alpha, (alpha - 1) * within.clamp(min=0.01 * float(within.mean())))
 
 
 class Gaussian(Moments):

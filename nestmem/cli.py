@@ -19,6 +19,8 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem train --help                   groups, options and their defaults
   nestmem train resume=RUN               go on with an interrupted run, bit for bit on a CPU
   nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
+  nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
+                                         hundreds of Omniglot classes, one image at a time, on a run's encoder
   nestmem report RUN...                  write RUN/report/report.html
   nestmem data list|get|check [SET]      data sets: where they are, download, verify
   nestmem memories                       the memories that can be named, with one line each
@@ -85,6 +87,13 @@ def _eval(arguments: list[str]) -> int:
     return 0
 
 
+def _sequential(arguments: list[str]) -> int:
+    if not arguments or "=" in arguments[0]:
+        raise UserError("sequential: expected the folder of a run first, as in: nestmem sequential RUN classes=100")
+    _checkout("algos.sequential_run").sequential(arguments[0], arguments[1:])
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     if not arguments:
         raise UserError("report: expected at least one folder of a run")
@@ -109,7 +118,14 @@ def _memories(arguments: list[str]) -> int:
     return 0
 
 
-VERBS = {"train": _train, "eval": _eval, "report": _report, "data": _data, "memories": _memories}
+VERBS = {
+    "train": _train,
+    "eval": _eval,
+    "sequential": _sequential,
+    "report": _report,
+    "data": _data,
+    "memories": _memories,
+}
 
 
 def _checkout(module: str) -> Any:

@@ -59,6 +59,16 @@ def test_eval_and_report(run, tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("report.html")
 
 
+def test_sequential_learns_classes_one_image_at_a_time(run, capsys):
+    assert main(["sequential", str(run), "trajectories=2", "classes=10"]) == 0
+    out = capsys.readouterr().out
+    assert all(head in out for head in ("means", "gaussian", "neighbours", "gradient"))
+    result = json.loads((run / "sequential.json").read_text())
+    held_out = result["heads"]["means"]["held_out"]["10"]
+    assert len(held_out) == 2 and min(held_out) >= 10  # four updates of a four-channel encoder may know nothing
+    assert result["heads"]["means"]["bytes_per_class"] < result["heads"]["neighbours"]["bytes_per_class"]
+
+
 def test_finished_runs_are_not_trained_again_and_a_second_run_gets_its_own_folder(run, capsys):
     assert main(["train", f"resume={run}"]) == 0
     assert "finished already" in capsys.readouterr().out.replace("\n", "")
@@ -128,6 +138,11 @@ BAD = [
     (["train", "resume=x", "seed=3"], ["its own configuration, but 'seed=3'"]),
     (["eval"], ["expected the folder of a run"]),
     (["eval", "/no/run"], ["not a run of nestmem"]),
+    (["sequential"], ["expected the folder of a run"]),
+    (["sequential", "/no/run", "steps=3"], ["no option 'steps'; known: trajectories, classes, order, seed"]),
+    (["sequential", "/no/run", "classes=many"], ["classes: expected a whole number, got 'many'"]),
+    (["sequential", "/no/run"], ["not a run of nestmem"]),
+    (["train", "env=omniglot", "env.split=mine"], ["env.split: expected vinyals or background, got 'mine'"]),
     (["report", "/no/run"], ["no result.json here"]),
     (["data", "fetch"], ["expected list, get or check, got 'fetch'"]),
     (["data", "get", "imagenet"], ["no set 'imagenet'", "omniglot"]),

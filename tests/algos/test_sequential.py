@@ -69,6 +69,12 @@ def test_a_shared_prior_helps_where_variances_differ_by_feature():
     assert last["gaussian"] > last["means"] + 20
 
 
+def test_a_feature_that_is_always_off_does_no_harm():
+    features, background = (torch.cat([table(seed=s), torch.zeros(C, E, 2)], -1) for s in (0, 1))
+    head = Gaussian(R, C, SIZE + 2, fit_prior(background))
+    assert list(follow(head, features, trajectories(), [C]))[-1].held_out.min() > 90
+
+
 def test_gradient_is_online_descent_of_the_cross_entropy():
     shown, labels = trajectories().learned(table())
     rates = torch.tensor([0.1, 0.02])
