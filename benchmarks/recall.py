@@ -212,7 +212,8 @@ def collect() -> None:
             curves[name][claim] = mean.mean
             rows.append(
                 row(
-                    claim, name, mean.mean, low=mean.low, high=mean.high, n=len(seeds), unit="%",
+                    claim, name, mean.mean, low=mean.low if mean.n > 1 else None, n=mean.n, unit="%",
+                    high=mean.high if mean.n > 1 else None,
                     wall_s=round(sum(run["seconds"] for run in seeds) / len(seeds)),
                     state_bytes=seeds[0]["state_bytes"], params=seeds[0]["params"],
                 )
