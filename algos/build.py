@@ -43,10 +43,11 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
         case "omniglot":
             if env.train not in ("train", "trainval"):
                 raise UserError(f"env.train: expected train or trainval, got {env.train!r}")
-            if env.split not in ("vinyals", "background"):
-                raise UserError(f"env.split: expected vinyals or background, got {env.split!r}")
+            lists = env.get("split", "vinyals")  # a run of before the option existed has none
+            if lists not in ("vinyals", "background"):
+                raise UserError(f"env.split: expected vinyals or background, got {lists!r}")
             data = omniglot.load()
-            if env.split == "vinyals":
+            if lists == "vinyals":
                 sets = {"train": omniglot.subset(data, env.train)}
                 sets |= {split: omniglot.subset(data, split) for split in ("val", "test")}
             else:
