@@ -106,7 +106,8 @@ SECTIONS = {
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "memory-speed": [
-        "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-unofficial-cpu",
+        "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-pytorch-renewed-cpu",
+        "titans-vs-titans-unofficial-cpu",
         "lstm-vs-nn-lstm-cpu", "recurrence-vs-fla-cpu", "recurrence-vs-fla-gpu", "memory-peak", "stream-flatness",
     ],
 }  # fmt: skip
