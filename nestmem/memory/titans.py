@@ -221,7 +221,8 @@ class NeuralMemory(MultiHead):
 
     def _weights(self, change: Weights, first: int = 0) -> Weights:
         """Those of the layers from `first` on."""
-        whole = tuple(start + a for start, a in zip(self.start[first:], change[first:], strict=True))
+        # A slice of a ParameterList would wrap its tensors anew, and under torch.func lose their gradients.
+        whole = tuple(start + a for start, a in zip(list(self.start)[first:], change[first:], strict=True))
         return whole if self.readout is None else tuple(self.readout(a) for a in whole)
 
     def _network(self, x: Tensor, weights: Weights) -> Tensor:
