@@ -1,7 +1,7 @@
 """Claims mqar-T-N: multi-query associative recall for every memory at equal state bytes; capacity, recency, delay, gaps.
 
     python -m benchmarks.recall train [NAME...]   three seeds of every memory into runs/recall (skips what is there)
-    python -m benchmarks.recall collect           write the results and docs/recall.png
+    python -m benchmarks.recall collect           write the results and docs/recall.png; rows without a run stay as they were
 
 The task (Arora et al. 2023): N key-value pairs of tokens, then every key again, once, at a power-law distance; the answer is
 its value. Vocabulary 8,192; keys and values from two halves; random tokens in between, or blanks. One memory layer between
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import nestmem
-from benchmarks.results import row, save
+from benchmarks.results import load, row, save
 from nestmem import LSTM, Cached, Episodic, Gated, Memory, NestedMemory, NeuralMemory, Routed, SlowMLP, Stack, Window
 from nestmem.probes import mean_interval
 
@@ -204,9 +204,11 @@ def collect() -> None:
     runs = {name: [json.loads(p.read_text()) for p in sorted(ROOT.glob(f"{name}-s*.json"))] for name in NAMES}
     curves: dict[str, dict[str, float]] = {}
     for name, seeds in runs.items():
-        if not seeds:
-            continue
         curves[name] = {}
+        if not seeds:  # what was measured before stays
+            rows += (kept := [r for r in load("recall") if r["method"] == name])
+            curves[name] = {r["claim"]: r["value"] for r in kept}
+            continue
         for claim in seeds[0]["accuracy"]:
             mean = mean_interval([run["accuracy"][claim] for run in seeds])
             curves[name][claim] = mean.mean
@@ -219,7 +221,7 @@ def collect() -> None:
                 )
             )  # fmt: skip
     save("recall", rows)
-    draw(curves)
+    draw({name: values for name, values in curves.items() if values})
 
 
 def draw(curves: dict[str, dict[str, float]]) -> None:
