@@ -1,4 +1,4 @@
-"""From a configuration to its parts: image sets, learner."""
+"""From a configuration to its parts: image sets, learner, problem."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 import nestmem
 from algos.blackbox import BlackBox
 from algos.config import memory_options
+from algos.fewshot import FewShotProblem
 from algos.learner import Learner
 from algos.maml import MAML, Classifier
+from algos.problem import Problem
 from algos.prototypes import Prototypes
 from envs import folder, glyphs, omniglot, sequential_omniglot
-from envs.fewshot import FewShot, ImageSet
+from envs.fewshot import ImageSet
 from nestmem.errors import UserError
 from nestmem.memory import registry
 from nestmem.memory.base import Fields
@@ -61,12 +63,24 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
     return {split: data.rotated() if rotate[split] else data for split, data in sets.items()}
 
 
-def sampler(
-    env: DictConfig, data: ImageSet, seed: int, device: torch.device, augment: float = 0.0, **changes: int
-) -> FewShot:
-    """A sampler of the tasks of `env`; `changes` replace its ways, shots or queries."""
-    sizes = {"ways": env.ways, "shots": env.shots, "queries": env.queries} | changes
-    return FewShot(data, **sizes, seed=seed, augment=augment, device=device)
+def problem(config: DictConfig) -> Problem:
+    """What a run trains."""
+    chosen = device(config.trainer.device)
+    return FewShotProblem(
+        learner(config).to(chosen), image_sets(config.env), config.env, config.trainer, seeds(config.seed), chosen
+    )
+
+
+def device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.zeros((), device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"trainer.device: {name!r} is not usable here ({reason}); expected auto, cpu or cuda") from None
+    return found
 
 
 def learner(config: DictConfig) -> Learner:

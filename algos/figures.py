@@ -35,8 +35,39 @@ def gates(weights: Sequence[Sequence[float]], levels: Sequence[str], point: str)
     return figure
 
 
-def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str = "validation accuracy, %") -> Figure:
-    """Accuracy in percent against training time or updates."""
+def lines(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> Figure:
+    """One line per method through points (x, mean, low, high), with its 95 % band."""
+    figure, axes = _figure()
+    for name, points in curves.items():
+        at, mean, low, high = zip(*points, strict=True)
+        axes.plot(at, mean, marker="o", label=name)
+        axes.fill_between(at, low, high, alpha=0.2)
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend()
+    return figure
+
+
+def matrix(
+    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], y: str, x: str
+) -> Figure:
+    """Numbers in 0..1 as a heat map; None is left blank."""
+    figure, axes = _figure(height=1.2 + 0.4 * len(rows))
+    shown = [[float("nan") if v is None else v for v in row] for row in values]
+    axes.imshow(shown, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    if len(rows) * len(columns) <= 150:  # beyond that the numbers would cover each other
+        for i, row in enumerate(shown):
+            for j, value in enumerate(row):
+                if value == value:
+                    color = "white" if value < 0.6 else "black"
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    axes.set(xlabel=x, ylabel=y, xticks=range(len(columns)), yticks=range(len(rows)))
+    axes.set_xticklabels(columns, rotation=0 if len(columns) < 7 else 60, ha="center" if len(columns) < 7 else "right")
+    axes.set_yticklabels(rows)
+    return figure
+
+
+def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> Figure:
+    """The score against training time or updates."""
     figure, axes = _figure()
     for name, points in curves.items():
         axes.plot([p[0] for p in points], [p[1] for p in points], marker=".", label=name)

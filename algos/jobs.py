@@ -14,8 +14,7 @@ from yaml import YAMLError
 from algos import build
 from algos.config import Train, configure
 from algos.report import report
-from algos.trainer import Stopped, Trainer, summary
-from envs.fewshot import ImageSet
+from algos.trainer import Stopped, Trainer
 from nestmem.errors import UserError
 
 __all__ = ["Stopped", "evaluate", "train"]
@@ -31,21 +30,20 @@ def train(overrides: list[str]) -> Path:
         raise UserError(f"resume: a run goes on with its own configuration, but {other!r} was given too")
     config = stored_config(Path(resumed[0])) if resumed else _fresh(configure(overrides))
     flat = [build.baseline(config, name) for name in config.baselines]
-    sets = build.image_sets(config.env)
     for part in [config, *flat]:
-        _train_one(part, sets)
+        _train_one(part)
     page = report([Path(config.run)])
     console.print(f"report: {page}\nwatch:  tensorboard --logdir {config.run}")
     return Path(config.run)
 
 
-def _train_one(config: DictConfig, sets: dict[str, ImageSet]) -> None:
+def _train_one(config: DictConfig) -> None:
     run = Path(config.run)
     if (run / "result.json").exists():
         console.print(f"{run}: finished already")
         return
     resume = any((run / "checkpoints").glob("step-*"))
-    trainer = Trainer(config, sets, resume)
+    trainer = Trainer(config, build.problem(config), resume)
     for note in trainer.notes:
         console.print(f"{note}; going on from step {trainer.step} instead")
     size = build.parameters(trainer.learner)
@@ -56,8 +54,8 @@ def _train_one(config: DictConfig, sets: dict[str, ImageSet]) -> None:
         kept = f"checkpoint {trainer.last_saved} is kept" if trainer.last_saved else "nothing was saved yet"
         raise UserError(f"run: cannot write to {run} ({error.strerror}); {kept}") from None
     console.print(
-        f"test: {result['accuracy']:.2f} % [{result['low']:.2f}, {result['high']:.2f}] on {result['tasks']} tasks "
-        f"of {config.env.ways} ways, {config.env.shots} shots; {result['seconds']:.0f} s of training"
+        f"test {result['measure']}: {result['score']:.2f} % [{result['low']:.2f}, {result['high']:.2f}] "
+        f"on {result['n']} {result['counted']}; {result['seconds']:.0f} s of training"
     )
 
 
@@ -77,12 +75,14 @@ def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
     config = stored_config(Path(run))
     if (known["ways"] or 1) > config.env.ways:
         raise UserError(f"ways: this model was trained for {config.env.ways} ways, got {known['ways']}")
-    trainer = Trainer(config, build.image_sets(config.env), resume=True)
+    trainer = restored(config)
     for note in trainer.notes:
         console.print(f"{note}; step {trainer.step} is used instead")
     changes = {k: known[k] for k in ("ways", "shots", "queries") if known[k]}
-    outcome = trainer.evaluate(known["split"], known["tasks"] or config.trainer.test_tasks, **changes)
-    result = summary(config, trainer.learner, outcome) | {"step": trainer.step, "split": known["split"]} | changes
+    problem = trainer.problem
+    judged = problem.judge(problem.evaluate(known["split"], known["tasks"] or config.trainer.test_tasks, **changes))
+    result = {"run": run, "step": trainer.step, "split": known["split"], "score": judged.score.mean} | judged.details
+    result |= {"env": OmegaConf.to_container(config.env) | changes, "n": judged.score.n}
     table = Table(title=f"{run} at step {trainer.step}, {known['split']} classes")
     for column in (result["point"], "accuracy, %", "95 % interval"):
         table.add_column(column)
@@ -90,6 +90,11 @@ def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
         table.add_row(str(i), f"{mean:.2f}", f"{low:.2f} to {high:.2f}")
     console.print(table)
     return result
+
+
+def restored(config: DictConfig) -> Trainer:
+    """The newest checkpoint of a run, ready to be asked."""
+    return Trainer(config, build.problem(config), resume=True)
 
 
 def stored_config(run: Path) -> DictConfig:

@@ -1,4 +1,11 @@
-"""One self-contained page about one run or several: what it adapts to, how fast, what holds it, against what."""
+"""One self-contained page about one run or several: what it adapts to, how fast, what holds it, against what.
+
+Beside the score, a result may hold, in `result.json`:
+    curve, point, chance: accuracy against shots or inner steps; gates, levels: which level answers
+    lines: {key: {caption, x, y, points: [[x, mean, low, high], ...]}}: drawn for all runs together
+    matrices: {key: {caption, y, rows, x, columns, values}}: a heat map for each run
+    numbers: {name: number, interval or why it is undefined}: a table
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +60,7 @@ def _load(path: Path) -> list[Run]:
     for place in [path, *sorted(p.parent for p in path.glob("baselines/*/result.json"))]:
         try:
             result = json.loads((place / "result.json").read_text())
+            result["score"], result["measure"]
             name = result["memory"] if result["memory"] != "none" else result["algo"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{place}: result.json cannot be read ({type(error).__name__}: {error})") from None
@@ -62,21 +70,28 @@ def _load(path: Path) -> list[Run]:
 
 def _figures(runs: list[Run], folder: Path) -> dict[str, str]:
     """Captions and images (base64), each also saved as a PNG."""
+    named = dict(zip(_names(runs), runs, strict=True))
     first = runs[0].result
-    names = _names(runs)
-    curves = {n: tuple(zip(*run.result["curve"], strict=True)) for n, run in zip(names, runs, strict=True)}
-    seconds = {n: _against_time(run) for n, run in zip(names, runs, strict=True)}
-    made: dict[str, tuple[str, Figure]] = {
-        "adaptation": (
-            f"Accuracy on new classes against {first['point']} seen (test, 95 % band)",
-            figures.adaptation(curves, first["point"], 100 / first["env"]["ways"]),
-        ),
-        "learning": ("Validation accuracy against training time", figures.learning(seconds, "seconds of training")),
-    }
-    for name, run in zip(names, runs, strict=True):
-        if run.result["gates"]:
+    made: dict[str, tuple[str, Figure]] = {}
+    if curves := {n: tuple(zip(*r.result["curve"], strict=True)) for n, r in named.items() if "curve" in r.result}:
+        caption = f"Accuracy on new classes against {first['point']} seen (test, 95 % band)"
+        made["adaptation"] = caption, figures.adaptation(curves, first["point"], first["chance"])
+    for key, line in first.get("lines", {}).items():
+        points = {n: r.result["lines"][key]["points"] for n, r in named.items() if key in r.result.get("lines", {})}
+        made[key] = line["caption"], figures.lines(points, line["x"], line["y"])
+    seconds = {n: _against_time(run) for n, run in named.items()}
+    measure = f"{first['measure']}, %"
+    made["learning"] = (
+        f"Validation {first['measure']} against training time",
+        figures.learning(seconds, "seconds of training", measure),
+    )
+    for name, run in named.items():
+        if run.result.get("gates"):
             figure = figures.gates(run.result["gates"], run.result["levels"], run.result["point"])
             made[f"gates-{name}"] = (f"{name}: which level answers (mean gate over test queries)", figure)
+        for key, m in run.result.get("matrices", {}).items():
+            figure = figures.matrix(m["values"], m["rows"], m["columns"], m["y"], m["x"])
+            made[f"{key}-{name}"] = f"{name}: {m['caption']}", figure
     images = {}
     for file, (caption, figure) in made.items():
         buffer = io.BytesIO()
@@ -87,10 +102,10 @@ def _figures(runs: list[Run], folder: Path) -> dict[str, str]:
 
 
 def _against_time(run: Run) -> list[tuple[float, float]]:
-    """(seconds, accuracy) pairs of the validations."""
+    """(seconds, score) pairs of the validations."""
     seconds = {row["step"]: row["value"] for row in run.scalars if row["tag"] == "time/seconds"}
-    accuracy = {row["step"]: row["value"] for row in run.scalars if row["tag"] == "val/accuracy"}
-    return [(seconds[step], accuracy[step]) for step in sorted(set(seconds) & set(accuracy))]
+    score = {row["step"]: row["value"] for row in run.scalars if row["tag"] == f"val/{run.result['measure']}"}
+    return [(seconds[step], score[step]) for step in sorted(set(seconds) & set(score))]
 
 
 def _names(runs: list[Run]) -> list[str]:
@@ -105,29 +120,50 @@ def _names(runs: list[Run]) -> list[str]:
 
 
 def _page(runs: list[Run], images: dict[str, str]) -> str:
-    env = runs[0].result["env"]
-    title = f"{env['name']}, {env['ways']} ways, {env['shots']} shots"
-    head = "".join(
-        f"<th>{c}</th>" for c in ("memory", "accuracy, %", "95 % interval", "parameters", "state bytes", "training, s")
-    )
-    body = ""
-    for name, run in zip(_names(runs), runs, strict=True):
-        r = run.result
-        cells = (
-            html.escape(name), f"{r['accuracy']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",
+    first = runs[0].result
+    env = first["env"]
+    sizes = f", {env['ways']} ways, {env['shots']} shots" if "point" in first else ""
+    title = html.escape(f"{env['name']}{sizes}")
+    columns = ("memory", f"{first['measure']}, %", "95 % interval", "parameters", "state bytes", "training, s")
+    rows = [
+        (
+            name, f"{r['score']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",
             f"{r['parameters']:,}", f"{r['state_bytes']:,}", f"{r['seconds']:.0f}",
-        )  # fmt: skip
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        )
+        for name, r in zip(_names(runs), (run.result for run in runs), strict=True)
+    ]  # fmt: skip
     plots = "".join(
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, data in images.items()
     )
     config = html.escape((runs[0].path / "config.yaml").read_text()) if (runs[0].path / "config.yaml").is_file() else ""
-    tasks = runs[0].result["tasks"]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>nestmem: {title}</title><style>{STYLE}</style>'
-        f"<h1>{title}</h1><p>{tasks} test tasks of classes never trained on; queries answered after the last of the "
-        f"{runs[0].result['point']} seen. nestmem {__version__}.</p>"
-        f"<table><tr>{head}</tr>{body}</table>{plots}<h2>Configuration</h2><pre>{config}</pre></html>"
+        f"<h1>{title}</h1><p>{first['n']} test {first['counted']}, of a part never trained on. nestmem {__version__}.</p>"
+        f"{_table(columns, rows)}{_numbers(runs)}{plots}<h2>Configuration</h2><pre>{config}</pre></html>"
     )
+
+
+def _numbers(runs: list[Run]) -> str:
+    """What a problem measures beside its score, a column for each run; a metric that is undefined says why."""
+    names = list(dict.fromkeys(key for run in runs for key in run.result.get("numbers", {})))
+    if not names:
+        return ""
+    rows = [(key, *(_number(run.result.get("numbers", {}).get(key)) for run in runs)) for key in names]
+    return _table(("", *_names(runs)), rows)
+
+
+def _number(value: Any) -> str:
+    match value:
+        case {"mean": float(mean), "low": low, "high": high}:
+            return f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+        case int() | float():
+            return f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"

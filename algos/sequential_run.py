@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from algos import build, jobs
+from algos import jobs
 from algos.sequential import Gaussian, Gradient, Head, Means, Neighbours, fit_prior, follow
-from algos.trainer import Trainer
 from envs import omniglot
 from envs.fewshot import ImageSet
 from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
@@ -47,9 +46,9 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     data = omniglot.load()
     asked, val = subset(data, "meta_test"), subset(data, "val")
     trajectories = Trajectories(asked, **known)
-    trainer = Trainer(config, build.image_sets(config.env), resume=True)
+    trainer = jobs.restored(config)
     encoder = trainer.learner.encoder.eval()
-    table, background = (embed(encoder, part, trainer.device) for part in (asked, val))
+    table, background = (embed(encoder, part) for part in (asked, val))
     size, rate = table.shape[-1], best_rate(background, val, min(known["classes"], len(val.images)), known["seed"])
     shape = (known["trajectories"], OUTPUTS, size)
     heads: dict[str, Head] = {
@@ -75,9 +74,9 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def embed(encoder: torch.nn.Module, data: ImageSet, device: torch.device) -> Tensor:
+def embed(encoder: torch.nn.Module, data: ImageSet) -> Tensor:
     """Features [C, E, F] of every image, on the CPU."""
-    images = data.images.flatten(0, 1)[:, None]
+    images, device = data.images.flatten(0, 1)[:, None], next(encoder.parameters()).device
     parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(BATCH)]
     return torch.cat(parts).unflatten(0, data.images.shape[:2])
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from algos import build, checkpoint, figures, jobs
+from algos import checkpoint, figures, jobs
 from algos.trainer import Trainer
 from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
@@ -123,16 +123,16 @@ def tested(runs: list[Path], trainers: list[Trainer], way: int, name: str) -> di
 
 def restored(run: Path, rotated: bool) -> Trainer:
     config = jobs.stored_config(run)
-    env = config.env.copy()
-    env.test_rotations = rotated
-    trainer = Trainer(config, build.image_sets(env), resume=True)
+    trainer = jobs.restored(config)
+    if rotated:
+        trainer.problem.sets["test"] = trainer.problem.sets["test"].rotated()
     torch.set_num_threads(os.cpu_count() or 1)  # training took one core a run, testing may take all
     return trainer
 
 
 def accuracy(trainer: Trainer, ways: int, tasks: int) -> np.ndarray:
     """Percent of the queries of each test task answered right after its support set."""
-    outcome = trainer.evaluate("test", tasks, ways=ways, shots=1, queries=5)
+    outcome = trainer.problem.evaluate("test", tasks, ways=ways, shots=1, queries=5)
     return 100 * outcome.accuracy[:, -1].numpy()
 
 

@@ -41,13 +41,13 @@ def main() -> None:
     )
     for place, name in enumerate(("nested", "flat LSTM", "flat episodic")):
         each = [pair[place] for pair in results]
-        accuracy = mean_interval([r["accuracy"] for r in each])
+        accuracy = mean_interval([r["score"] for r in each])
         rows.append(
             row("quickstart-accuracy", name, accuracy.mean, low=accuracy.low, high=accuracy.high, n=len(SEEDS), unit="%",
                 wall_s=round(mean_interval([r["seconds"] for r in each]).mean), params=each[0]["parameters"],
                 state_bytes=each[0]["state_bytes"], note="5-way 3-shot on new alphabets of glyphs")
         )  # fmt: skip
-    gain = mean_interval([nested["accuracy"] - flat["accuracy"] for nested, flat, _ in results])
+    gain = mean_interval([nested["score"] - flat["score"] for nested, flat, _ in results])
     rows.append(
         row("quickstart-gain", "nested minus flat LSTM at equal parameters", gain.mean, low=gain.low, high=gain.high, n=len(SEEDS),
             unit="points", note=f"whole command {time_taken.mean:.0f} s on average")

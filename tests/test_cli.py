@@ -27,7 +27,7 @@ def test_training_leaves_everything_a_person_looks_for(run):
         p.name for p in run.iterdir()
     }
     result = json.loads((run / "result.json").read_text())
-    assert result["low"] <= result["accuracy"] <= result["high"]
+    assert result["low"] <= result["score"] <= result["high"]
     assert len(result["curve"]) == 4, "0, 1, 2, 3 shots"
     assert result["levels"] == ["LSTM", "Episodic", "SlowMLP"]
     flat = json.loads((run / "baselines" / "lstm" / "result.json").read_text())
