@@ -84,6 +84,11 @@ def read_one(folder: Path) -> Checkpoint:
         raise UserError(f"{folder}: damaged ({type(error).__name__}: {error})") from None
 
 
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter tensors by position and name."""
     return {

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from algos import checkpoint
 from algos.build import parameters, seeds
-from algos.checkpoint import Checkpoint
+from algos.checkpoint import Checkpoint, below
 from algos.logs import Log, picture
 from algos.problem import Part, Problem
 from nestmem.errors import UserError
@@ -170,8 +169,8 @@ class Trainer:
         if different:
             raise UserError(f"{found.path}: this checkpoint is of another configuration ({different})")
         try:
-            self.learner.load_state_dict(_part(found.tensors, "learner."))
-            self.problem.load_state_dict(_part(found.tensors, "problem."))
+            self.learner.load_state_dict(below(found.tensors, "learner."))
+            self.problem.load_state_dict(below(found.tensors, "problem."))
             checkpoint.unpack_optimizer(self.optimizer, found.tensors)
             torch.set_rng_state(found.tensors["rng.torch"])
             if self.on_gpu and "rng.cuda" in found.tensors:
@@ -209,10 +208,6 @@ def _rate(step: int, peak: float, warmup: int, steps: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _progress() -> Progress:
