@@ -87,6 +87,13 @@ class FewShotProblem:
             )
         }
         details: dict[str, Any] = {"point": self.learner.point, "curve": triples, "chance": 100 / self.env.ways}
+        after = [i.mean for i in intervals[1:]]
+        details["axes"] = {
+            "adaptation": {
+                "value": sum(after) / len(after),
+                "what": f"mean accuracy after 1 to {len(after)} {self.learner.point}, %",
+            }
+        }
         if outcome.gates is not None:
             drawn["gates"] = figures.gates(outcome.gates.tolist(), levels, self.learner.point)
             details |= {"gates": outcome.gates.tolist(), "levels": levels}

@@ -141,7 +141,7 @@ def _page(runs: list[Run], images: dict[str, str]) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>nestmem: {title}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{first['n']} test {first['counted']}, of a part never trained on. nestmem {__version__}.</p>"
-        f"{_table(columns, rows)}{_numbers(runs)}{plots}<h2>Configuration</h2><pre>{config}</pre></html>"
+        f"{table(columns, rows)}{_numbers(runs)}{plots}<h2>Configuration</h2><pre>{config}</pre></html>"
     )
 
 
@@ -150,11 +150,11 @@ def _numbers(runs: list[Run]) -> str:
     names = list(dict.fromkeys(key for run in runs for key in run.result.get("numbers", {})))
     if not names:
         return ""
-    rows = [(key, *(_number(run.result.get("numbers", {}).get(key)) for run in runs)) for key in names]
-    return _table(("", *_names(runs)), rows)
+    rows = [(key, *(number(run.result.get("numbers", {}).get(key)) for run in runs)) for key in names]
+    return table(("", *_names(runs)), rows)
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
     match value:
         case {"mean": float(mean), "low": low, "high": high}:
             return f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
@@ -163,7 +163,7 @@ def _number(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
