@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,19 @@ from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.fewshot import FewShotProblem
 from algos.learner import Learner
+from algos.lessons import LessonProblem
 from algos.maml import MAML, Classifier
+from algos.oml import OML, Gated
 from algos.problem import Problem
 from algos.prototypes import Prototypes
 from envs import folder, glyphs, omniglot, sequential_omniglot
 from envs.fewshot import ImageSet
 from nestmem.errors import UserError
 from nestmem.memory import registry
-from nestmem.memory.base import Fields
+from nestmem.memory.base import Fields, state_bytes
 from nestmem.nets import Conv
 
+LESSONS = ("oml", "anml", "classifier")  # algos on lessons instead of tasks
 COMPONENTS = ("weights", "train", "val", "test", "global")
 
 
@@ -66,6 +70,12 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
 def problem(config: DictConfig) -> Problem:
     """What a run trains."""
     chosen = device(config.trainer.device)
+    if config.algo.name in LESSONS:
+        ways = 0 if config.algo.name == "classifier" else config.env.ways
+        return LessonProblem(
+            lesson_learner(config).to(chosen), image_sets(config.env), config.env, ways, config.algo.remember,
+            config.trainer, seeds(config.seed), chosen,
+        )  # fmt: skip
     return FewShotProblem(
         learner(config).to(chosen), image_sets(config.env), config.env, config.trainer, seeds(config.seed), chosen
     )
@@ -81,6 +91,23 @@ def device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"trainer.device: {name!r} is not usable here ({reason}); expected auto, cpu or cuda") from None
     return found
+
+
+def lesson_learner(config: DictConfig) -> OML:
+    """The learner of lessons with freshly drawn weights; the global generator is left as it was."""
+    algo = config.algo
+    if config.memory.name != "none":
+        raise UserError(f"memory: algo={algo.name} goes with memory=none, got {config.memory.name}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds(config.seed)["weights"])
+        try:
+            sizes: dict[str, Any] = options(config.encoder)
+            encoder: Conv | Gated = Conv(**sizes)
+            if algo.name == "anml":
+                encoder = Gated(encoder, Conv(**sizes | {"channels": algo.modulator}))
+            return OML(encoder, encoder.features, algo.outputs, algo.get("rate", 0.0))
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def learner(config: DictConfig) -> Learner:
@@ -124,19 +151,32 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def baseline(config: DictConfig, name: str) -> DictConfig:
-    """The same run with memory `name`, whose `hidden` (if it has one) is chosen for as many parameters."""
+    """The same run with memory `name`, matched in size."""
     copy = OmegaConf.create(OmegaConf.to_container(config))
     copy.memory = memory_options(name)
     copy.run, copy.baselines = f"{config.run}/baselines/{name}", []
-    if "hidden" in copy.memory:
-        with torch.device("meta"):  # shapes alone
-            wanted, low, high = parameters(learner(config)), 1, 4096
-            while low < high:  # parameters grow with hidden
-                copy.memory.hidden = (low + high + 1) // 2
-                if parameters(learner(copy)) <= wanted:
-                    low = copy.memory.hidden
-                else:
-                    high = copy.memory.hidden - 1
-        copy.memory.hidden = low
+    match(copy, config)
     OmegaConf.set_readonly(copy, True)
     return copy
+
+
+def match(config: DictConfig, reference: DictConfig, fixed: Collection[str] = ()) -> None:
+    """Set the `slots` of a configuration's memory to as many state bytes as the reference has, and `hidden` to as many
+    parameters; what the memory lacks, or `fixed` names, stays. Never more than the reference, if that can be."""
+    for option, size in (("slots", state_size), ("hidden", lambda c: parameters(learner(c)))):
+        if option not in config.memory or option in fixed:
+            continue
+        with torch.device("meta"):  # shapes alone
+            wanted, low, high = size(reference), 1, 4096
+            while low < high:  # sizes grow with either
+                config.memory[option] = (low + high + 1) // 2
+                if size(config) <= wanted:
+                    low = config.memory[option]
+                else:
+                    high = config.memory[option] - 1
+        config.memory[option] = low
+
+
+def state_size(config: DictConfig) -> int:
+    """Bytes that the memory of a run holds for one stream."""
+    return state_bytes(learner(config).memory.initial_state(1))

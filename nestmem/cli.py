@@ -21,6 +21,8 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
                                          hundreds of Omniglot classes, one image at a time, on a run's encoder
+  nestmem compare memories=A,B,... [seeds=5 jobs=CORES run=FOLDER] [OVERRIDE...]
+                                         one experiment with several memories of one size; the same command goes on
   nestmem report RUN...                  write RUN/report/report.html
   nestmem data list|get|check [SET]      data sets: where they are, download, verify
   nestmem memories                       the memories that can be named, with one line each
@@ -94,6 +96,11 @@ def _sequential(arguments: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: list[str]) -> int:
+    _checkout("algos.compare").compare(arguments)
+    return 0
+
+
 def _report(arguments: list[str]) -> int:
     if not arguments:
         raise UserError("report: expected at least one folder of a run")
@@ -122,6 +129,7 @@ VERBS = {
     "train": _train,
     "eval": _eval,
     "sequential": _sequential,
+    "compare": _compare,
     "report": _report,
     "data": _data,
     "memories": _memories,
