@@ -17,18 +17,29 @@ def test_class_means_are_means():
     assert torch.equal(class_means(features, torch.tensor([[0, 1, 0, 1]])), want)
 
 
+def two_classes():
+    support = torch.tensor([[[1.0, 0.1], [0.1, 1.0]]]).view(1, 2, 1, 1, 2)
+    queries = torch.tensor([[[3.0, 1.0], [0.5, 4.0], [1.0, 2.0], [-0.2, 0.3]]]).view(1, 4, 1, 1, 2)
+    return Episodes(support, torch.tensor([[0, 1]]), queries, torch.tensor([[0, 1, 0, 1]]))
+
+
 def test_a_query_belongs_to_the_nearest_mean():
-    learner = Prototypes(torch.nn.Flatten())
-    support = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]).view(1, 2, 1, 1, 2)
-    queries = torch.tensor([[[0.2, 0.1], [0.9, 0.8], [0.6, 0.6]]]).view(1, 3, 1, 1, 2)
-    batch = Episodes(support, torch.tensor([[0, 1]]), queries, torch.tensor([[0, 1, 0]]))
-    outcome = learner.evaluate(batch)
-    torch.testing.assert_close(outcome.accuracy, torch.tensor([[0.5, 2 / 3]]))
+    outcome = Prototypes(torch.nn.Flatten()).evaluate(two_classes())
+    torch.testing.assert_close(outcome.accuracy, torch.tensor([[0.5, 3 / 4]]))  # (1, 2) points the other way
+
+
+def test_in_training_every_image_is_asked_with_itself_left_out():
+    learner, batch = Prototypes(torch.nn.Flatten()), two_classes()
+    x = torch.nn.functional.normalize(torch.cat([batch.support_x, batch.query_x], 1).view(6, 2), dim=-1)
+    y = torch.cat([batch.support_y, batch.query_y], 1)[0]
+    logits = torch.zeros(6, 2)
+    for i in range(6):
+        for c in range(2):
+            others = (y == c) & (torch.arange(6) != i)
+            logits[i, c] = -8 * (x[i] - x[others].mean(0)).square().sum()
     loss, metrics = learner.loss(batch)
-    distances = torch.cdist(queries.view(1, 3, 2), support.view(1, 2, 2)).square() / 2
-    want = torch.nn.functional.cross_entropy(-distances[0], torch.tensor([0, 1, 0]))
-    torch.testing.assert_close(loss, want)
-    assert metrics["accuracy"].item() == pytest.approx(2 / 3)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, y))
+    assert metrics["accuracy"].item() == pytest.approx((logits.argmax(-1) == y).float().mean().item())
 
 
 def test_it_learns_glyphs(tmp_path):
