@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import nestmem
+from algos import continual
 from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.fewshot import FewShotProblem
@@ -27,7 +28,7 @@ from nestmem.memory.base import Fields, state_bytes
 from nestmem.nets import Conv
 
 LESSONS = ("oml", "anml", "classifier")  # algos on lessons instead of tasks
-COMPONENTS = ("weights", "train", "val", "test", "global")
+COMPONENTS = ("weights", "train", "val", "test", "global", "strategy")
 
 
 def seeds(seed: int) -> dict[str, int]:
@@ -70,6 +71,10 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
 def problem(config: DictConfig) -> Problem:
     """What a run trains."""
     chosen = device(config.trainer.device)
+    if (config.env.name == "tasks") != (config.algo.name == "continual"):
+        raise UserError(f"env=tasks and algo=continual go together; got env={config.env.name}, algo={config.algo.name}")
+    if config.algo.name == "continual":
+        return continual.problem(config, seeds(config.seed), chosen)
     if config.algo.name in LESSONS:
         ways = 0 if config.algo.name == "classifier" else config.env.ways
         return LessonProblem(

@@ -66,6 +66,28 @@ class Folder(Env):
 
 
 @dataclass
+class Tasks:
+    """A stream of tasks, for algo=continual; see algos/task_stream.py and envs/drift.py."""
+
+    name: str = "tasks"
+    data: str = "glyphs"  # built in; or omniglot, omniglot_background, omniglot_evaluation, mnist (its test set)
+    kind: str = "class_incremental"  # domain_incremental, permuted, rotated, coarse_to_fine, omniglot_mnist
+    tasks: int = 10
+    classes: int = 10  # of a task: characters of an alphabet, or digits
+    drawings: int = 0  # of a class; 0: all there are
+    seed: int = 0  # of glyphs and permutations, not of the run
+    part: str = "test"  # val: other held-out drawings, those of the test being put away; to choose options on
+    order: str = "once"  # cycle, returning
+    visits: int = 0  # 0: one for each task, two if tasks come back; trainer.steps is divided among them
+    mixing: int = 0  # images over which a task fades into the next
+    returns: float = 0.5  # order=returning: chance that a visit is to an earlier task
+    stay: float = 0.0  # order=returning: chance that the next visit is to the same task
+    shuffle: bool = False  # tasks in an order of the run's seed
+    boundaries: str = "known"  # hidden: the strategy is not told where tasks end
+    held_out: float = 0.25  # of each class's drawings, for the test
+
+
+@dataclass
 class Encoder:
     """Convolution blocks; see nestmem.nets.Conv."""
 
@@ -105,12 +127,57 @@ class Prototypes:
 
 
 @dataclass
+class Oml:
+    """Features for online gradient descent of the last layer, from lessons of env.ways classes; goes with memory=none. See
+    algos/oml.py."""
+
+    name: str = "oml"
+    rate: float = 0.03  # of the inner loop
+    remember: int = 15  # images of any class asked for after a lesson, beside env.queries of each of its own
+    outputs: int = 1000  # at least as many as there are training classes
+
+
+@dataclass
+class Anml:
+    """OML with gated features; see algos/oml.py."""
+
+    name: str = "anml"
+    rate: float = 0.1
+    remember: int = 64
+    outputs: int = 1000
+    modulator: list[int] = field(default_factory=lambda: [32, 64, 64, 64])  # channels of the gating network
+
+
+@dataclass
+class Pretrain:
+    """Ordinary classification of the training classes, in the same shape; env.ways to env.queries go unused."""
+
+    name: str = "classifier"
+    remember: int = 64  # images in a lesson, of any class
+    outputs: int = 1000
+
+
+@dataclass
+class Continual:
+    """A stream of tasks in one pass, with a strategy against forgetting; see algos/continual.py and algos/strategies."""
+
+    name: str = "continual"
+    strategy: str = "finetune"  # replay, ewc, si, lwf, agem, expandable, joint, means, memory
+    strength: float | None = None  # lambda of ewc and lwf, c of si; null: the strategy's own
+    buffer: int = 200  # images kept by replay, agem and expandable
+    mlp: list[int] = field(default_factory=list)  # widths of a fully connected encoder in place of the convolutions
+    encoder: str = ""  # a run on other classes whose encoder is the start, in place of random weights
+    freeze: bool = False  # the encoder stays as it is (means and memory: always)
+
+
+@dataclass
 class Trainer:
     steps: int = 400  # updates of the slow weights
     tasks: int = 16  # in one update
     chunk: int = 16  # tasks computed at once; lower it where memory is short, nothing else changes
     lr: float = 2e-3
-    warmup: int = 0  # updates until the full rate, which then falls along a cosine
+    warmup: int = 0  # updates until the full rate
+    schedule: str = "cosine"  # the rate then falls to zero; or constant, where the stream does not end with the training
     clip: float = 10.0  # largest norm of the gradient
     amp: bool = False  # bfloat16 where it is safe
     device: str = "auto"  # cuda if there is one
@@ -142,13 +209,14 @@ class NoMemory:
     name: str = "none"
 
 
-ALGOS = (BlackBox, Maml, Prototypes)
+ENVS = (Glyphs, Omniglot, Folder, Tasks)
+ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual)
 
 
 def _store() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", Train)
-    for env in (Glyphs, Omniglot, Folder):
+    for env in ENVS:
         store.store(env.name, env, group="env")
     for algo in ALGOS:
         store.store(algo.name, algo, group="algo")
@@ -193,7 +261,7 @@ def help_text() -> str:
     experiments = sorted(path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml"))
     choices = {
         "experiment": experiments,
-        "env": [env.name for env in (Glyphs, Omniglot, Folder)],
+        "env": [env.name for env in ENVS],
         "algo": [algo.name for algo in ALGOS],
         "memory": ["none", *nestmem.memories()],
     }

@@ -42,6 +42,8 @@ class Trainer:
 
     def __init__(self, config: DictConfig, problem: Problem, resume: bool = False):
         self.config, self.options, self.run_dir, self.problem = config, config.trainer, Path(config.run), problem
+        if (schedule := self.options.get("schedule", "cosine")) not in ("cosine", "constant"):
+            raise UserError(f"trainer.schedule: expected cosine or constant, got {schedule!r}")
         torch.set_num_threads(self.options.threads or os.cpu_count() or 1)
         keep_freed_memory()
         torch.manual_seed(seeds(config.seed)["global"])  # nothing here draws from it; a memory of yours might
@@ -133,7 +135,7 @@ class Trainer:
     def _optimize(self, parts: Iterable[Part]) -> dict[str, float]:
         """One update of the slow weights; the gradients of the parts add up."""
         options = self.options
-        rate = _rate(self.step, options.lr, options.warmup, options.steps)
+        rate = _rate(self.step, options.lr, options.warmup, options.steps, options.get("schedule", "cosine"))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
@@ -203,10 +205,12 @@ def first_difference(a: Any, b: Any, where: str = "") -> str:
     return "" if a == b else f"{where} was {a!r}, is {b!r}"
 
 
-def _rate(step: int, peak: float, warmup: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
+def _rate(step: int, peak: float, warmup: int, steps: int, schedule: str) -> float:
+    """Linear warm-up; then a cosine to zero at the last step, or no change."""
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
