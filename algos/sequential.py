@@ -6,7 +6,8 @@ A head sees (feature, label) pairs once, in order, and is then asked for held-ou
                 Student density of the query decides (GeMCL, Banayeeanzade et al. 2021)
     neighbours  everything is kept; the k nearest vote
 Slow path, without stored examples or class means:
-    gradient    online gradient descent of a linear softmax head from zero weights, one image a step
+    gradient    online gradient descent of a linear softmax head, one image a step. From zero weights, and no other common
+                start of all outputs would matter: a softmax does not see what is added to every logit
 R trajectories run side by side, so a step is one batched product.
 Legend: R trajectories, S steps, M queries, C outputs, F features.
 """
@@ -21,10 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from algos.online import errors
+from envs.fewshot import ImageSet
 from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
 
 BLOCK = 64  # outputs at a time where densities are taken
+STRETCH = 25  # steps between two updates of weights in memory
+BATCH = 500  # images encoded at once
 
 
 class Head(Protocol):
@@ -147,16 +152,13 @@ class Gradient:
     def __init__(self, trajectories: int, outputs: int, size: int, rate: float | Tensor):
         self.weight = torch.zeros(trajectories, outputs, size)
         self.bias = torch.zeros(trajectories, outputs)
-        self.rate = torch.as_tensor(rate).expand(trajectories)[:, None]
+        self.rate = torch.as_tensor(rate).expand(trajectories)[:, None, None]
 
     def learn(self, features: Tensor, labels: Tensor) -> None:
-        rows = torch.arange(len(features))
-        for x, y in zip(features.unbind(1), labels.unbind(1), strict=True):
-            error = torch.softmax(torch.baddbmm(self.bias[..., None], self.weight, x[..., None])[..., 0], -1)
-            error[rows, y] -= 1
-            step = self.rate * error
-            self.weight.baddbmm_(step[..., None], x[:, None], alpha=-1)
-            self.bias -= step
+        for x, y in zip(features.split(STRETCH, 1), labels.split(STRETCH, 1), strict=True):
+            steps = self.rate * errors(self.answer(x), x, y, self.rate)
+            self.weight.baddbmm_(steps.mT, x, alpha=-1)
+            self.bias -= steps.sum(1)
 
     def answer(self, queries: Tensor) -> Tensor:
         return queries @ self.weight.mT + self.bias[:, None]
@@ -188,3 +190,19 @@ def follow(head: Head, table: Tensor, trajectories: Trajectories, points: list[i
         done = n
         asked = (trajectories.held_out(table, n), trajectories.relearned(table, n))
         yield Record(n, *(100 * (head.answer(x).argmax(-1) == y).float().mean(1) for x, y in asked))
+
+
+def shuffled(x: Tensor, y: Tensor, epochs: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The stream [R, S, F], [R, S] in random order, one order per epoch: what an i.i.d. oracle learns from."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(x.shape[1], generator=generator)
+        yield x[:, order], y[:, order]
+
+
+@torch.no_grad()
+def embed(encoder: torch.nn.Module, data: ImageSet) -> Tensor:
+    """Features [C, E, F] of every image, on the CPU."""
+    images, device = data.images.flatten(0, 1)[:, None], next(encoder.parameters()).device
+    parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(BATCH)]
+    return torch.cat(parts).unflatten(0, data.images.shape[:2])

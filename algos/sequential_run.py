@@ -6,37 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from algos import jobs
-from algos.sequential import Gaussian, Gradient, Head, Means, Neighbours, fit_prior, follow
+from algos import build, jobs
+from algos.sequential import Gaussian, Gradient, Head, Means, Neighbours, embed, fit_prior, follow, shuffled
+from algos.sequential_rate import best_rate
 from envs import omniglot
-from envs.fewshot import ImageSet
 from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
 
-RATES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
-BATCH = 500  # images encoded at once
+ENCODERS = ("trained", "random")
 
 
 def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
-    Writes RUN/sequential.json. The encoder must not have seen the evaluation part: a run with env.split=background, or
-    one on other data. What a head needs beyond the stream (a prior, a rate) is chosen on background classes.
+    encoder=random: the same encoder before any training. oracle=EPOCHS: also the gradient head on the same images in random
+    order, so many times over. Writes RUN/sequential.json, or RUN/sequential-random.json.
+    The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
+    head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
     """
     known: dict[str, Any] = {"trajectories": 10, "classes": 600, "order": "random", "seed": 0}
+    known |= {"encoder": "trained", "oracle": 0}
     for override in overrides:
         name, _, value = override.partition("=")
         if name not in known:
             raise UserError(f"sequential: no option {name!r}; known: {', '.join(known)}")
-        if name != "order" and not value.isdigit():
+        if name not in ("order", "encoder") and not value.isdigit():
             raise UserError(f"{name}: expected a whole number, got {value!r}")
-        known[name] = value if name == "order" else int(value)
+        known[name] = value if name in ("order", "encoder") else int(value)
+    if known["encoder"] not in ENCODERS:
+        raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, got {known['encoder']!r}")
     config = jobs.stored_config(Path(run))
     if config.env.name == "omniglot" and config.env.get("split") != "background":
         raise UserError(
@@ -44,13 +48,14 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
             "expected a run with env.split=background"
         )
     data = omniglot.load()
-    asked, val = subset(data, "meta_test"), subset(data, "val")
-    trajectories = Trajectories(asked, **known)
-    trainer = jobs.restored(config)
-    encoder = trainer.learner.encoder.eval()
+    asked, val = subset(data, "meta_test"), subset(data, "val").rotated()
+    draw = {key: known[key] for key in ("trajectories", "classes", "order", "seed")}
+    streams = Trajectories(asked, **draw)
+    choice = Trajectories(val, **draw | {"trajectories": 5, "order": "random"})
+    encoder, step = _encoder(config, run, known["encoder"])
     table, background = (embed(encoder, part) for part in (asked, val))
-    size, rate = table.shape[-1], best_rate(background, val, min(known["classes"], len(val.images)), known["seed"])
-    shape = (known["trajectories"], OUTPUTS, size)
+    shape = (known["trajectories"], OUTPUTS, table.shape[-1])
+    rate = best_rate(background, choice)
     heads: dict[str, Head] = {
         "means": Means(*shape),
         "gaussian": Gaussian(*shape, fit_prior(background)),
@@ -60,36 +65,40 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     points = [n for n in POINTS if n <= known["classes"]]
     if known["order"] == "listing" or known["classes"] not in points:
         points = [known["classes"]]
-    result: dict[str, Any] = known | {"run": run, "step": trainer.step, "rate": rate, "heads": {}}
+    result: dict[str, Any] = known | {"run": run, "step": step, "rate": rate, "heads": {}}
     for name, head in heads.items():
-        records = list(follow(head, table, trajectories, points))
+        records = list(follow(head, table, streams, points))
         result["heads"][name] = {
             "bytes_per_class": head.bytes_per_class,
             "held_out": {r.classes: r.held_out.tolist() for r in records},
             "learned": {r.classes: r.learned.tolist() for r in records},
         }
-    (Path(run) / "sequential.json").write_text(json.dumps(result, indent=1))
+    if epochs := known["oracle"]:
+        rate = best_rate(background, choice, epochs)
+        result["iid"] = {"rate": rate, "held_out": _iid(Gradient(*shape, rate), table, streams, epochs).tolist()}
+    name = "sequential.json" if known["encoder"] == "trained" else f"sequential-{known['encoder']}.json"
+    (Path(run) / name).write_text(json.dumps(result, indent=1))
     _print(result, points)
     return result
 
 
-@torch.no_grad()
-def embed(encoder: torch.nn.Module, data: ImageSet) -> Tensor:
-    """Features [C, E, F] of every image, on the CPU."""
-    images, device = data.images.flatten(0, 1)[:, None], next(encoder.parameters()).device
-    parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(BATCH)]
-    return torch.cat(parts).unflatten(0, data.images.shape[:2])
+def _encoder(config: DictConfig, run: str, which: str) -> tuple[nn.Module, int]:
+    """The encoder of a run and how many updates made it what it is."""
+    trainer = jobs.restored(config) if which == "trained" else None
+    learner = trainer.learner if trainer else build.problem(config).learner
+    if not isinstance(encoder := getattr(learner, "encoder", None), nn.Module):
+        raise UserError(
+            f"{run}: algo={config.algo.name} keeps no encoder apart; expected one that does, as prototypes, oml"
+        )
+    return encoder.eval(), trainer.step if trainer else 0
 
 
-def best_rate(features: Tensor, data: ImageSet, classes: int, seed: int) -> float:
-    """OML's rule on background classes: the rate that most often is best by accuracy on the learned images, of five draws."""
-    draws = 5
-    trajectories = Trajectories(data, seed=seed, classes=classes, trajectories=draws, order="random")
-    x, y = (part.repeat(len(RATES), *[1] * (part.dim() - 1)) for part in trajectories.learned(features))
-    head = Gradient(len(x), len(data.images), features.shape[-1], torch.tensor(RATES).repeat_interleave(draws))
-    head.learn(x, y)
-    right = (head.answer(x).argmax(-1) == y).float().mean(1).view(len(RATES), draws)
-    return RATES[int(right.argmax(0).mode().values)]
+def _iid(head: Gradient, table: Tensor, streams: Trajectories, epochs: int) -> Tensor:
+    """Accuracy in percent [R] on held-out drawings after `epochs` of the learned ones in random order."""
+    for x, y in shuffled(*streams.learned(table), epochs, seed=0):
+        head.learn(x, y)
+    queries, labels = streams.held_out(table)
+    return 100 * (head.answer(queries).argmax(-1) == labels).float().mean(1)
 
 
 def _print(result: dict[str, Any], points: list[int]) -> None:
@@ -103,3 +112,8 @@ def _print(result: dict[str, Any], points: list[int]) -> None:
             cells.append(f"{interval.mean:.1f} ± {interval.high - interval.mean:.1f}")
         table.add_row(name, *cells, f"{head['bytes_per_class']:,.0f}")
     Console(width=max(100, 12 * len(points) + 50)).print(table)
+    if "iid" in result:
+        oracle = mean_interval(result["iid"]["held_out"])
+        print(
+            f"gradient, {result['oracle']} epochs in random order: {oracle.mean:.1f} ± {oracle.high - oracle.mean:.1f}"
+        )
