@@ -39,7 +39,7 @@ BATCH = 500  # held-out images asked at once
 class ContinualProblem:
     """A strategy on a stream. batch: images of an update."""
 
-    measure, counted = "accuracy", "tasks"
+    measure, counted = "accuracy", "tasks' held-out images"
 
     def __init__(self, strategy: Strategy, name: str, stream: Drift, batch: int, device: torch.device):
         self.strategy, self.name, self.stream, self.batch, self.device = strategy, name, stream, batch, device
