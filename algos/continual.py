@@ -176,8 +176,6 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
             f"memory: algo.strategy=memory goes with a memory, every other one with none; got algo.strategy "
             f"{algo.strategy} and memory {config.memory.name}"
         )
-    if config.baselines:
-        raise UserError("baselines: a continual run has none; expected [], other strategies are runs of their own")
     stream = make_stream(config.env, options.steps, options.tasks, seeds["train"])
     kind = STRATEGIES[algo.strategy]
     with torch.random.fork_rng():
