@@ -165,6 +165,8 @@ def baseline(config: DictConfig, name: str) -> DictConfig:
     return copy
 
 
+    if config.algo.name == "continual":
+        raise UserError("baselines: a continual run has none; expected [], other strategies are runs of their own")
 def match(config: DictConfig, reference: DictConfig, fixed: Collection[str] = ()) -> None:
     """Set the `slots` of a configuration's memory to as many state bytes as the reference has, and `hidden` to as many
     parameters; what the memory lacks, or `fixed` names, stays. Never more than the reference, if that can be."""
