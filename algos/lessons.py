@@ -11,6 +11,7 @@ Scalars: val/accuracy on held-out drawings, val/learned on learned ones, val/rat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -47,7 +48,7 @@ class LessonProblem:
         device: torch.device,
     ):
         self.learner, self.sets, self.env, self.options = learner, sets, env, options
-        self.ways, self.remember, self.seeds, self.device = ways, remember, seeds, device
+        self.seeds, self.device = seeds, device
         classes, each = sets["train"].images.shape[:2]
         if classes > learner.head.out_features:
             raise UserError(
@@ -55,10 +56,13 @@ class LessonProblem:
             )
         if remember < 1 or ways < 0:
             raise UserError(f"algo.remember: expected images to ask for and no negative ways, got {remember}, {ways}")
-        self.drawn = {"inner": range(classes), "outer": range(classes), "drawings": each}
+        self.lessons = partial(
+            lessons, ways=ways, shots=env.shots, queries=env.queries, remember=remember,
+            inner=range(classes), outer=range(classes), drawings=each,
+        )  # fmt: skip
         self.images = sets["train"].images.to(device)
         self.generator = torch.Generator().manual_seed(seeds["train"])
-        lessons(torch.Generator(), 1, **self._sizes())  # refuse what cannot be drawn before any work starts
+        self.lessons(torch.Generator(), 1)  # refuse what cannot be drawn before any work starts
         for split in ("val", "test"):
             self._streams(split)
 
@@ -67,7 +71,7 @@ class LessonProblem:
         return optimize(self._parts())
 
     def _parts(self) -> Iterator[Part]:
-        learn, ask = lessons(self.generator, self.options.tasks, **self._sizes())
+        learn, ask = self.lessons(self.generator, self.options.tasks)
         for start in range(0, self.options.tasks, self.options.chunk):
             part = [self._images(pairs[start : start + self.options.chunk]) for pairs in (learn, ask)]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
@@ -81,10 +85,6 @@ class LessonProblem:
         if self.env.augment:
             images = affine_jitter(images.flatten(0, 1), self.env.augment, self.generator).view_as(images)
         return images, labels
-
-    def _sizes(self) -> dict[str, object]:
-        sizes = {"ways": self.ways, "shots": self.env.shots, "queries": self.env.queries, "remember": self.remember}
-        return sizes | self.drawn
 
     def _streams(self, split: str) -> Trajectories:
         data = self.sets[split]
@@ -113,14 +113,15 @@ class LessonProblem:
 
     def _judge(self, streams: Trajectories, features: Tensor, rate: float) -> Judged:
         count, classes = streams.classes.shape
-        points = sorted({n for n in POINTS if n < classes} | {classes})
+        asked = sorted({n for n in POINTS if n < classes} | {classes})
         head = Gradient(count, OUTPUTS, features.shape[-1], rate)
-        records = list(follow(head, features, streams, points))
+        records = list(follow(head, features, streams, asked))
         last = records[-1]
         caption = f"Held-out drawings of all classes learned so far, {LEARNED} images of each seen once"
-        line = {"caption": caption, "x": "classes learned", "y": "accuracy, %", "points": [_point(r) for r in records]}
+        points = [_point(r) for r in records]
+        line = {"caption": caption, "x": "classes learned", "y": "accuracy, %", "points": points}
         scalars = {"learned": float(last.learned.mean()), "rate": rate}
-        drawn = figures.lines({"this run": line["points"]}, "classes learned", "accuracy, %")
+        drawn = figures.lines({"this run": points}, "classes learned", "accuracy, %")
         details = {"lines": {"sequential": line}, "numbers": {"rate of the head": rate, "classes": float(classes)}}
         return Judged(mean_interval(last.held_out.tolist()), scalars, {"sequential": drawn}, details)
 

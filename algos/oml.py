@@ -32,8 +32,8 @@ class Gated(nn.Module):
         self.gate = nn.Linear(modulator.features, encoder.features)
 
     def forward(self, x: Tensor) -> Tensor:
-        gates: Tensor = torch.sigmoid(self.gate(self.modulator(x)))
-        return gates * self.encoder(x)
+        features: Tensor = self.encoder(x)
+        return torch.sigmoid(self.gate(self.modulator(x))) * features
 
 
 class OML(nn.Module):
@@ -47,7 +47,7 @@ class OML(nn.Module):
         """Images [B, S, 1, H, W] learned one by one, then [B, M, 1, H, W] asked for, with labels [B, S] and [B, M]."""
         steps = learn.shape[1]
         images = torch.cat([learn, ask], 1)
-        features = self.encoder(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
+        features = self.encoder(images.flatten(0, 1)).to(self.head.weight).unflatten(0, images.shape[:2])
         logits = self.answer(features[:, :steps], learn_y, features[:, steps:])
         loss = F.cross_entropy(logits.flatten(0, 1), ask_y.flatten())
         right = (logits.argmax(-1) == ask_y).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,32 @@ from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
 
+HEADS = ("means", "gaussian", "neighbours", "gradient")
 ENCODERS = ("trained", "random")
 
 
 def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
-    encoder=random: the same encoder before any training. oracle=EPOCHS: also the gradient head on the same images in random
-    order, so many times over. Writes RUN/sequential.json, or RUN/sequential-random.json.
+    heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. oracle=EPOCHS: also the
+    gradient head on the same images in random order, so many times over. Writes RUN/sequential.json, or
+    RUN/sequential-random.json.
     The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
     head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
     """
     known: dict[str, Any] = {"trajectories": 10, "classes": 600, "order": "random", "seed": 0}
-    known |= {"encoder": "trained", "oracle": 0}
+    known |= {"encoder": "trained", "oracle": 0, "heads": ",".join(HEADS)}
     for override in overrides:
         name, _, value = override.partition("=")
         if name not in known:
             raise UserError(f"sequential: no option {name!r}; known: {', '.join(known)}")
-        if name not in ("order", "encoder") and not value.isdigit():
+        if isinstance(known[name], int) and not value.isdigit():
             raise UserError(f"{name}: expected a whole number, got {value!r}")
-        known[name] = value if name in ("order", "encoder") else int(value)
+        known[name] = int(value) if isinstance(known[name], int) else value
     if known["encoder"] not in ENCODERS:
         raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, got {known['encoder']!r}")
+    if unknown := [name for name in known["heads"].split(",") if name not in HEADS]:
+        raise UserError(f"heads: expected some of {', '.join(HEADS)}, got {unknown[0]!r}")
     config = jobs.stored_config(Path(run))
     if config.env.name == "omniglot" and config.env.get("split") != "background":
         raise UserError(
@@ -56,17 +61,18 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     table, background = (embed(encoder, part) for part in (asked, val))
     shape = (known["trajectories"], OUTPUTS, table.shape[-1])
     rate = best_rate(background, choice)
-    heads: dict[str, Head] = {
-        "means": Means(*shape),
-        "gaussian": Gaussian(*shape, fit_prior(background)),
-        "neighbours": Neighbours(*shape),
-        "gradient": Gradient(*shape, rate),
+    make: dict[str, Callable[[], Head]] = {
+        "means": lambda: Means(*shape),
+        "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
+        "neighbours": lambda: Neighbours(*shape),
+        "gradient": lambda: Gradient(*shape, rate),
     }
     points = [n for n in POINTS if n <= known["classes"]]
     if known["order"] == "listing" or known["classes"] not in points:
         points = [known["classes"]]
     result: dict[str, Any] = known | {"run": run, "step": step, "rate": rate, "heads": {}}
-    for name, head in heads.items():
+    for name in known["heads"].split(","):
+        head = make[name]()
         records = list(follow(head, table, streams, points))
         result["heads"][name] = {
             "bytes_per_class": head.bytes_per_class,
@@ -74,8 +80,9 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
             "learned": {r.classes: r.learned.tolist() for r in records},
         }
     if epochs := known["oracle"]:
-        rate = best_rate(background, choice, epochs)
-        result["iid"] = {"rate": rate, "held_out": _iid(Gradient(*shape, rate), table, streams, epochs).tolist()}
+        few = Trajectories(val, **draw | {"trajectories": max(1, 5 // epochs), "order": "random"})
+        slow = best_rate(background, few, epochs)
+        result["iid"] = {"rate": slow, "held_out": _iid(Gradient(*shape, slow), table, streams, epochs).tolist()}
     name = "sequential.json" if known["encoder"] == "trained" else f"sequential-{known['encoder']}.json"
     (Path(run) / name).write_text(json.dumps(result, indent=1))
     _print(result, points)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from algos.sequential import Gaussian, Gradient, Means, Moments, Neighbours, Prior, fit_prior, follow
+from algos.sequential import Gaussian, Gradient, Means, Moments, Neighbours, Prior, fit_prior, follow, shuffled
+from algos.sequential_rate import RATES, best_rate
 from envs.fewshot import ImageSet
 from envs.sequential_omniglot import Trajectories
 from nestmem.errors import UserError
@@ -91,6 +92,32 @@ def test_gradient_is_online_descent_of_the_cross_entropy():
             optimizer.step()
         torch.testing.assert_close(head.weight[r], layer.weight.detach(), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(head.bias[r], layer.bias.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_is_that_of_the_best_memory_of_learned_images():
+    features, streams = table(spread=1.0), trajectories()
+    shown, labels = streams.learned(features)
+    for epochs in (0, 2):
+        learned = []
+        for rate in RATES:
+            head = Gradient(R, C, SIZE, rate)
+            parts = [(shown[r : r + 1], labels[r : r + 1]) for r in range(R)]
+            orders = [list(shuffled(*part, epochs, seed=r)) if epochs else [part] for r, part in enumerate(parts)]
+            for stretch in zip(*orders):
+                head.learn(*(torch.cat(side) for side in zip(*stretch)))
+            learned.append((head.answer(shown).argmax(-1) == labels).float().mean(1))
+        wins = torch.stack(learned).argmax(0).tolist()
+        assert len({float(right.mean()) for right in learned}) > 3, "the rates differ"
+        assert best_rate(features, streams, epochs) in {RATES[i] for i in wins}
+
+
+def test_an_oracle_sees_every_image_once_an_epoch():
+    shown, labels = trajectories().learned(torch.arange(C * E).view(C, E, 1))
+    first, second = shuffled(shown, labels, 2, seed=0)
+    assert not torch.equal(first[0], second[0])
+    for x, y in (first, second):
+        assert torch.equal(x[..., 0].sort(-1).values, shown[..., 0].sort(-1).values)
+        assert torch.equal(x[..., 0] // E, y), "each with its label"
 
 
 def test_neighbours_vote_and_the_nearest_breaks_ties():

@@ -1,0 +1,136 @@
+"""Claims continual-N and continual-600-drop: hundreds of Omniglot classes, one image at a time.
+
+    python -m benchmarks.continual train METHOD [OVERRIDE]...   oml, anml or pretrain, into runs/continual (goes on if interrupted)
+    python -m benchmarks.continual collect [METHOD=RUN]...      measure every run there, and runs from elsewhere under a name of
+                                                                their own; rows of methods without a run stay as they were
+`random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in RUN/sequential.json
+is read, not made again. Encoders learn from the first 763 background classes, the other 200 and their rotations choose the
+rates, and the 600 classes of a stream are drawn from the evaluation part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from algos import jobs
+from algos.sequential_run import sequential
+from benchmarks.results import load, row, save
+from nestmem.probes import mean_interval
+
+ROOT = Path("runs/continual")
+TRAINED = ("oml", "anml", "pretrain")
+TITLES = {
+    "oml": "OML",
+    "anml": "ANML",
+    "pretrain": "pretrained",
+    "random": "random features",
+    "prototypes": "prototypes",
+}
+PATHS = {
+    "means": "episodic, class means",
+    "gaussian": "episodic, class Gaussians",
+    "neighbours": "episodic, kept images",
+    "gradient": "slow, online gradient",
+}
+POINTS = (10, 50, 100, 200, 400, 600)
+EPOCHS = 5  # of the i.i.d. oracle
+OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient"]
+PUBLISHED = [
+    ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
+    ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),
+    ("OML, last layer alone, in ANML's paper", 44.2, "Beaulieu et al. 2020"),
+    ("OML after the repair of its inner loop", 55, "20,000 lessons of its authors' code, rerun in nupic.research"),
+    ("GeMCL", 86.8, "Banayeeanzade et al. 2021, executed notebook"),
+    ("prototypes, meta-trained", 83.7, "the same notebook"),
+    ("best mix: features of PGLR, GeMCL's Gaussians", 87.8, "the same notebook"),
+    ("pretrained, class means", 74.0, "the same notebook"),
+    ("pretrained, online gradient", 25.7, "the same notebook"),
+    ("random features, class means", 36.2, "the same notebook"),
+    ("random features, online gradient", 0.44, "the same notebook"),
+]
+PUBLISHED_DROP = [
+    ("ANML", 10, "Beaulieu et al. 2020; oracle of one epoch, 71.0"),
+    ("OML in ANML's paper", 70.3, "Beaulieu et al. 2020"),
+    ("OML, last layer alone, in ANML's paper", 27.2, "Beaulieu et al. 2020"),
+    ("pretrained, all layers learn", 99, "Beaulieu et al. 2020"),
+]
+
+
+def train(method: str, extra: list[str]) -> None:
+    run = ROOT / f"{method}-s0"
+    if run.exists():
+        jobs.train([f"resume={run}"])
+    else:
+        jobs.train([f"experiment=omniglot_{method}", "trainer.threads=1", "seed=0", f"run={run}", *extra])
+
+
+def collect(named: dict[str, str]) -> None:
+    places = {method: ROOT / f"{method}-s0" for method in TRAINED} | {m: Path(run) for m, run in named.items()}
+    places["random"] = places["oml"]
+    rows: list[dict[str, Any]] = []
+    before = [r for r in load("continual") if r["n"]]
+    for method, run in places.items():
+        title = TITLES.get(method, method)
+        if not (run / "config.yaml").is_file() or (method != "random" and not any(run.glob("checkpoints/step-*"))):
+            rows += [r for r in before if r["method"].split(":")[0] == title]
+            continue
+        rows += measured(title, run, *measure(run, "random" if method == "random" else "trained"))
+    rows += [row("continual-600", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED]
+    rows += [
+        row("continual-600-drop", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED_DROP
+    ]
+    save("continual", rows)
+
+
+def measure(run: Path, encoder: str) -> tuple[dict[str, Any], str]:
+    """What `nestmem sequential` wrote into the run, made now if it is not there; and how far the encoder was trained."""
+    path = run / ("sequential.json" if encoder == "trained" else "sequential-random.json")
+    if not path.is_file():
+        sequential(str(run), [*OPTIONS, f"encoder={encoder}"])
+    result = json.loads(path.read_text())
+    config, done = jobs.stored_config(run), result["step"]
+    whole = done == config.trainer.steps or not done
+    return result, f"{done} updates" if whole else f"{done} of {config.trainer.steps} updates"
+
+
+def measured(title: str, run: Path, result: dict[str, Any], trained: str) -> list[dict[str, Any]]:
+    summary = json.loads((run / "result.json").read_text()) if (run / "result.json").is_file() else {}
+    about: dict[str, Any] = {"params": summary.get("parameters")}
+    about["wall_s"] = round(summary["seconds"]) if result["step"] and summary else None
+    rows = []
+    for head, values in result["heads"].items():
+        size = round(values["bytes_per_class"])
+        for n in map(str, POINTS):
+            if n not in values["held_out"]:
+                continue
+            found, learned = (mean_interval(values[kind][n]) for kind in ("held_out", "learned"))
+            note = f"{trained}; {size} bytes per class; learned images {learned.mean:.1f}"
+            if head == "gradient":
+                note += f"; rate {result['rate']:g}"
+            rows.append(
+                row(f"continual-{n}", f"{title}: {PATHS[head]}", found.mean, low=found.low, high=found.high, n=found.n,
+                    unit="%", state_bytes=size * int(n), note=note, **about)
+            )  # fmt: skip
+    if "iid" in result and "600" in result["heads"].get("gradient", {"held_out": {}})["held_out"]:
+        oracle = np.asarray(result["iid"]["held_out"])
+        drop = mean_interval(100 * (1 - np.asarray(result["heads"]["gradient"]["held_out"]["600"]) / oracle))
+        note = (
+            f"oracle {oracle.mean():.1f} after {result['oracle']} epochs at rate {result['iid']['rate']:g}; {trained}"
+        )
+        rows.append(
+            row("continual-600-drop", f"{title}: {PATHS['gradient']}", drop.mean, low=drop.low, high=drop.high, n=drop.n,
+                unit="%", note=note, **about)
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        train(sys.argv[2], sys.argv[3:])
+    else:
+        collect(dict(argument.split("=", 1) for argument in sys.argv[2:]))
