@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import nestmem
-from algos import continual
+from algos import continual, rl2
 from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.fewshot import FewShotProblem
@@ -73,6 +73,12 @@ def problem(config: DictConfig) -> Problem:
     chosen = device(config.trainer.device)
     if (config.env.name == "tasks") != (config.algo.name == "continual"):
         raise UserError(f"env=tasks and algo=continual go together; got env={config.env.name}, algo={config.algo.name}")
+    if (config.env.name in rl2.FAMILIES) != (config.algo.name == "rl2"):
+        raise UserError(
+            f"algo=rl2 goes with env={', '.join(rl2.FAMILIES)}; got env={config.env.name}, algo={config.algo.name}"
+        )
+    if config.algo.name == "rl2":
+        return rl2.problem(config, seeds(config.seed), chosen)
     if config.algo.name == "continual":
         return continual.problem(config, seeds(config.seed), chosen)
     if config.algo.name in LESSONS:
@@ -117,6 +123,8 @@ def lesson_learner(config: DictConfig) -> OML:
 
 def learner(config: DictConfig) -> Learner:
     """The learner with freshly drawn weights; the global generator is left as it was."""
+    if config.algo.name == "rl2":
+        return rl2.agent(config, seeds(config.seed)["weights"])
     with torch.random.fork_rng():
         torch.manual_seed(seeds(config.seed)["weights"])
         algo, ways = options(config.algo), config.env.ways
@@ -157,6 +165,8 @@ def parameters(module: torch.nn.Module) -> int:
 
 def baseline(config: DictConfig, name: str) -> DictConfig:
     """The same run with memory `name`, matched in size."""
+    if config.algo.name == "continual":
+        raise UserError("baselines: a continual run has none; expected [], other strategies are runs of their own")
     copy = OmegaConf.create(OmegaConf.to_container(config))
     copy.memory = memory_options(name)
     copy.run, copy.baselines = f"{config.run}/baselines/{name}", []
@@ -165,8 +175,6 @@ def baseline(config: DictConfig, name: str) -> DictConfig:
     return copy
 
 
-    if config.algo.name == "continual":
-        raise UserError("baselines: a continual run has none; expected [], other strategies are runs of their own")
 def match(config: DictConfig, reference: DictConfig, fixed: Collection[str] = ()) -> None:
     """Set the `slots` of a configuration's memory to as many state bytes as the reference has, and `hidden` to as many
     parameters; what the memory lacks, or `fixed` names, stays. Never more than the reference, if that can be."""

@@ -88,6 +88,39 @@ class Tasks:
 
 
 @dataclass
+class Bandits:
+    """Bernoulli bandits, new ones in every trial, for algo=rl2; see envs/bandits.py."""
+
+    name: str = "bandits"
+    arms: int = 5
+    episodes: int = 10  # pulls of a trial
+
+
+@dataclass
+class Barcodes:
+    """Bandits that come back with a barcode, for algo=rl2; see envs/bandits.py."""
+
+    name: str = "barcodes"
+    tasks: int = 5  # bandits of a trial
+    visits: int = 4  # to each of them
+    pulls: int = 10  # of a visit
+    arms: int = 10
+    bits: int = 10
+    shuffled: bool = False  # barcodes say nothing: the control
+
+
+@dataclass
+class MDPs:
+    """Random tabular worlds, new ones in every trial, for algo=rl2; see envs/mdps.py."""
+
+    name: str = "mdps"
+    states: int = 10
+    actions: int = 5
+    episodes: int = 10
+    horizon: int = 10  # steps of an episode
+
+
+@dataclass
 class Encoder:
     """Convolution blocks; see nestmem.nets.Conv."""
 
@@ -171,13 +204,35 @@ class Continual:
 
 
 @dataclass
+class RL2:
+    """A memory learns to act, by PPO over whole trials; see algos/rl2.py and algos/ppo.py. trainer.tasks are trials."""
+
+    name: str = "rl2"
+    width: int = 64  # of what the memory answers, and of hidden layers
+    gamma: float = 0.99
+    lam: float = 0.3  # lambda of advantage estimation
+    epochs: int = 8
+    minibatches: int = 8  # of whole trials, in an epoch
+    clip: float = 0.2
+    entropy: float = 0.003
+    value: float = 0.5  # weight of the value's error
+    normalize: bool = True  # advantages to mean 0 and variance 1
+    max_kl: float = 0.0  # an update ends with the epoch in which the policy has moved so far; 0: never
+    baseline: str = "critic"  # or linear: least squares on the observation, the reward so far and time
+    clear: str = "task"  # what a memory holds only for an episode lives to the end of the trial; episode: it does not
+    start: str = ""  # a run of the same shape whose weights are the start
+
+
+@dataclass
 class Trainer:
     steps: int = 400  # updates of the slow weights
     tasks: int = 16  # in one update
     chunk: int = 16  # tasks computed at once; lower it where memory is short, nothing else changes
     lr: float = 2e-3
     warmup: int = 0  # updates until the full rate
-    schedule: str = "cosine"  # the rate then falls to zero; or constant, where the stream does not end with the training
+    schedule: str = (
+        "cosine"  # the rate then falls to zero; or constant, where the stream does not end with the training
+    )
     clip: float = 10.0  # largest norm of the gradient
     amp: bool = False  # bfloat16 where it is safe
     device: str = "auto"  # cuda if there is one
@@ -209,8 +264,8 @@ class NoMemory:
     name: str = "none"
 
 
-ENVS = (Glyphs, Omniglot, Folder, Tasks)
-ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual)
+ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs)
+ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2)
 
 
 def _store() -> None:

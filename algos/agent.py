@@ -1,0 +1,149 @@
+"""A policy and a value whose only way to learn within a trial is a memory: what was seen, done and paid goes in as tokens.
+
+Token of step t (Duan et al. 2016; Wang et al. 2016):  content [observation], cue [barcode], outcome [embedding of the action and
+reward of step t-1, and whether an episode ended there]. So an associative memory binds what came of a step to what was seen at
+it, and a recurrent one reads the same numbers as any RL^2 network.
+    policy, value = MLP([what the memory answers, content, cue])
+Legend: N trials, T steps, O numbers of an observation, A of an action (one-hot where discrete), C content, V outcome width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.nn import functional as F
+
+from envs.trials import Array, Trials
+from nestmem.errors import UserError
+from nestmem.memory.base import Fields, Memory, State
+
+MakeMemory = Callable[[Fields], Memory]
+
+
+class Seen(NamedTuple):
+    """What the agent is told, steps of N trials: all [N, (T,) ...], with zeros for `before` and `ended` at the first step."""
+
+    observation: Tensor  # [..., O]
+    before: Tensor  # [..., A] action of the step before
+    paid: Tensor  # [..., 1] its reward
+    ended: Tensor  # [..., 1] whether it ended an episode
+
+
+class Agent(nn.Module):
+    """env gives the spaces; make_memory(fields) the memory. width: V, and of hidden layers."""
+
+    def __init__(self, env: Trials, make_memory: MakeMemory, width: int = 64):
+        super().__init__()
+        space, action = env.single_observation_space, env.single_action_space
+        self.kind = type(space)
+        match space:
+            case Discrete():
+                self.size = content = int(space.n)
+            case MultiBinary():
+                self.size, content = int(np.prod(space.shape)), max(int(np.prod(space.shape)) - env.cue, 1)
+            case Box(shape=(n,)):
+                self.size, content = int(n), width
+                self.normal, self.encode = Normalizer(self.size), nn.Linear(self.size, width)
+            case _:
+                raise UserError(f"env: expected discrete, binary or flat real observations, got {space}")
+        match action:
+            case Discrete():
+                self.actions, self.discrete = int(action.n), True
+            case Box(shape=(n,)):
+                self.actions, self.discrete = int(n), False
+                self.log_std = nn.Parameter(torch.full((self.actions,), -0.5))
+            case _:
+                raise UserError(f"env: expected discrete or flat real actions, got {action}")
+        self.fields = Fields(content, env.cue, width, labels=False)
+        # Without biases: a zero outcome says that nothing came before.
+        self.outcome = nn.Sequential(
+            nn.Linear(self.actions + 2, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False)
+        )
+        self.memory = make_memory(self.fields)
+        self.policy, self.value = (head(self.fields.width, width, out) for out in (self.actions, 1))
+        with torch.no_grad():  # all actions are alike at first
+            self.policy[-1].weight.mul_(0.01)
+
+    def tokens(self, seen: Seen) -> Tensor:
+        """[..., D]."""
+        observation = seen.observation
+        if self.kind is Discrete:
+            observation = F.one_hot(observation[..., 0].long(), self.size).float()
+        elif self.kind is MultiBinary:
+            observation = 2 * observation.float() - 1
+            if self.size == self.fields.cue:  # nothing but a cue: the content is always the same
+                observation = F.pad(observation, (1, 0), value=1.0)
+        else:
+            observation = self.encode(self.normal(observation)).tanh()
+        outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended], -1))
+        return torch.cat([observation, outcome], -1)
+
+    def judge(self, tokens: Tensor, answer: Tensor) -> tuple[Distribution, Tensor]:
+        """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
+        known = self.fields.content + self.fields.cue
+        features = torch.cat([tokens[..., :known], self.fields.split(answer)[2]], -1)
+        given, value = self.policy(features), self.value(features)[..., 0]
+        if self.discrete:
+            return Categorical(logits=given, validate_args=False), value
+        return Independent(Normal(given, self.log_std.exp(), validate_args=False), 1, validate_args=False), value
+
+    def forward(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor]:
+        """Whole trials [N, T, ...] in one pass of the memory. reset [N, T]: where what lives only for an episode is cleared."""
+        tokens = self.tokens(seen)
+        return self.judge(tokens, self.memory(tokens, reset=reset)[0])
+
+    def step(self, seen: Seen, state: State) -> tuple[Distribution, Tensor, State]:
+        """One step of every trial [N, ...]."""
+        tokens = self.tokens(seen)
+        answer, state, _ = self.memory.run(tokens[:, None], state)
+        return *self.judge(tokens, answer[:, 0]), state
+
+    def encoded(self, actions: Tensor) -> Tensor:
+        """Actions [...] or [..., A] as the next token says them: [..., A]."""
+        return F.one_hot(actions, self.actions).float() if self.discrete else actions
+
+    def observed(self, observation: Array, device: torch.device) -> Tensor:
+        """Observations of an env, [N] or [N, O], as a tensor [N, O]."""
+        return torch.as_tensor(observation, dtype=torch.float32, device=device).reshape(len(observation), -1)
+
+
+def head(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs))
+
+
+class Normalizer(nn.Module):
+    """Running mean and variance of real observations, saved with the model. They change between updates only, so that what a
+    policy did and what is learned from it rest on the same numbers."""
+
+    count: Tensor
+    mean: Tensor
+    square: Tensor
+
+    def __init__(self, size: int, clip: float = 10.0):
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(size, dtype=torch.float64))  # sum of squared deviations
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.count:
+            return x.clamp(-self.clip, self.clip)
+        std = (self.square / self.count).sqrt() + 1e-6
+        return ((x - self.mean) / std).float().clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """Take observations [..., O] into account (Chan et al. 1979)."""
+        x = x.flatten(0, -2).double()
+        count, mean = len(x), x.mean(0)
+        total, delta = self.count + count, mean - self.mean
+        self.square += (x - mean).square().sum(0) + delta.square() * self.count * count / total
+        self.mean += delta * count / total
+        self.count.copy_(total)

@@ -1,0 +1,134 @@
+"""Proximal policy optimisation over whole trials: what is collected, what it was worth, and the loss.
+
+Schulman et al. 2016 and 2017, with a trial as the unit (Duan et al. 2016): value goes on from one episode to the next, for the
+future of a trial is what exploring pays into; it ends with the trial.
+    delta_t = r_t + gamma V_{t+1} - V_t;   A_t = delta_t + gamma lambda A_{t+1};   V_T = 0
+    loss = -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) + c_v mean (V - A - V_old)^2 - c_e mean entropy
+Legend: N trials, T steps, F features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from algos.agent import Agent, Seen
+from envs.trials import Trials
+
+
+class Rollout(NamedTuple):
+    """N whole trials. reset [N, T]: where the memory was told that an episode begins (None: never)."""
+
+    seen: Seen
+    actions: Tensor  # [N, T] or [N, T, A]
+    log_probs: Tensor  # [N, T]
+    values: Tensor  # [N, T]
+    rewards: Tensor  # [N, T]
+    reset: Tensor | None
+
+    def rows(self, index: Tensor) -> Rollout:
+        seen = Seen(*(part[index] for part in self.seen))
+        reset = None if self.reset is None else self.reset[index]
+        return Rollout(seen, *(part[index] for part in self[1:5]), reset)
+
+
+@torch.no_grad()
+def collect(
+    agent: Agent, env: Trials, clear: str, generator: torch.Generator, seed: int | None = None, greedy: bool = False
+) -> Rollout:
+    """New tasks (those of `seed`, if given), one whole trial of each. clear: "episode" resets, where an episode begins, what
+    lives only for an episode; "task" keeps everything to the end of the trial. greedy: the likeliest action."""
+    device = next(agent.parameters()).device
+    observation, _ = env.reset(seed=seed)
+    n = env.num_envs
+    nothing = torch.zeros(n, 1, device=device)
+    seen = Seen(agent.observed(observation, device), torch.zeros(n, agent.actions, device=device), nothing, nothing)
+    state = agent.memory.initial_state(n)
+    steps, taken, log_probs, values, rewards = [], [], [], [], []
+    resets = []
+    for _ in range(env.steps):
+        begins = seen.ended[:, 0] > 0
+        resets.append(begins)
+        if clear == "episode" and bool(begins.any()):
+            state = agent.memory.reset(state, begins)
+        policy, value, state = agent.step(seen, state)
+        if greedy:
+            action = policy.mode
+        elif agent.discrete:
+            action = torch.multinomial(policy.probs, 1, generator=generator)[:, 0]
+        else:
+            noise = torch.randn(policy.mean.shape, generator=generator, device=device)
+            action = policy.mean + policy.stddev * noise
+        steps.append(seen)
+        taken.append(action)
+        log_probs.append(policy.log_prob(action))
+        values.append(value)
+        observation, reward, ended, _, _ = env.step(action.cpu().numpy())
+        paid = torch.as_tensor(reward, device=device)
+        rewards.append(paid)
+        over = torch.as_tensor(ended, dtype=torch.float32, device=device)
+        seen = Seen(agent.observed(observation, device), agent.encoded(action), paid[:, None], over[:, None])
+    whole = Seen(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
+    reset = torch.stack(resets, 1) if clear == "episode" else None
+    return Rollout(whole, *(torch.stack(parts, 1) for parts in (taken, log_probs, values, rewards)), reset)
+
+
+def advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates [N, T]."""
+    after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    delta = rewards + gamma * after - values
+    found, running = torch.empty_like(delta), torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        running = delta[:, t] + gamma * lam * running
+        found[:, t] = running
+    return found
+
+
+def discounted(rewards: Tensor, gamma: float) -> Tensor:
+    """Discounted return to come at every step [N, T]."""
+    return advantages(rewards, torch.zeros_like(rewards), gamma, 1.0)
+
+
+def linear_values(observation: Tensor, rewards: Tensor, gamma: float, ridge: float = 1e-5) -> Tensor:
+    """A baseline fitted to the rollout itself by least squares (Duan et al. 2016, benchmarking): returns on
+    [x, x^2, t, t^2, t^3, 1], with the reward so far beside the observation in x. Returns [N, T]."""
+    n, steps = rewards.shape
+    so_far = (rewards.cumsum(1) - rewards)[..., None] / steps
+    x = torch.cat([observation, so_far], -1).double().clamp(-10, 10)
+    t = torch.linspace(0, 1, steps, dtype=torch.float64, device=x.device).expand(n, -1)[..., None]
+    features = torch.cat([x, x.square(), t, t**2, t**3, torch.ones_like(t)], -1).flatten(0, 1)
+    target = discounted(rewards.double(), gamma).flatten()
+    gram = features.mT @ features + ridge * len(features) * torch.eye(features.shape[1]).to(features)
+    weights = torch.linalg.solve(gram, features.mT @ target)
+    return (features @ weights).view(n, steps).to(rewards)
+
+
+class Terms(NamedTuple):
+    """Weights of the loss. scale: of returns; the value head says returns in this unit."""
+
+    clip: float
+    entropy: float
+    value: float
+    scale: float
+
+
+def loss(
+    agent: Agent, part: Rollout, advantage: Tensor, target: Tensor, terms: Terms
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of some trials and metrics. advantage, target [N, T]; target is in units of terms.scale."""
+    policy, values = agent(part.seen, part.reset)
+    change = policy.log_prob(part.actions) - part.log_probs
+    ratio = change.exp()
+    clipped = ratio.clamp(1 - terms.clip, 1 + terms.clip)
+    gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
+    error = (values - target).square().mean()
+    entropy = policy.entropy().mean()
+    metrics = {
+        "value_error": error.detach(),
+        "entropy": entropy.detach(),
+        "kl": (ratio - 1 - change).mean().detach(),  # Schulman's estimate, never negative
+        "clipped": (clipped != ratio).float().mean(),
+    }
+    return terms.value * error - gain - terms.entropy * entropy, metrics

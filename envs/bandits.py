@@ -1,0 +1,97 @@
+"""Bandits: Bernoulli arms that are new in every trial, and contextual ones that come back with a barcode.
+
+`Bandits` (Duan et al. 2016): k arms, p_a ~ U[0, 1]; a pull is an episode, n of them a trial, and nothing is observed but rewards.
+`Barcodes` (after Ritter et al. 2018, episodic LSTM): an episode is `pulls` pulls of a bandit whose good arm pays with
+probability .9 and the others with .1, under a random barcode of bits. In a trial `tasks` bandits come `visits` times each, in
+random order: who remembers the barcode need not explore again. Shuffled barcodes say nothing on the task, the control. Sizes are ours.
+Legend: N trials, k arms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.spaces import Discrete, MultiBinary
+
+from envs.trials import Array, Trials
+from nestmem.errors import UserError
+
+HIGH, LOW = 0.9, 0.1  # how often the good arm of a barcode bandit pays, and the others
+
+
+class Bandits(Trials):
+    """trials: N. episodes: pulls of a trial, n. arms: k."""
+
+    def __init__(self, trials: int, episodes: int = 10, arms: int = 5):
+        if arms < 2:
+            raise UserError(f"arms: expected at least 2, got {arms}")
+        super().__init__(trials, episodes, 1, Discrete(1), Discrete(arms))
+        self.arms = arms
+
+    def sample(self) -> None:
+        self.p = self.np_random.random((self.num_envs, self.arms))
+
+    def observe(self) -> Array:
+        return np.zeros(self.num_envs, np.int64)
+
+    def act(self, actions: Array) -> Array:
+        return self.np_random.random(self.num_envs) < self.p[self.rows, actions]
+
+    def known(self) -> Array:
+        return np.repeat(self.p.max(1, keepdims=True), self.episodes, 1)
+
+
+class Barcodes(Trials):
+    """trials: N. tasks: bandits of a trial. visits: to each. pulls: of a visit. arms: k. bits: of a barcode."""
+
+    def __init__(
+        self,
+        trials: int,
+        tasks: int = 5,
+        visits: int = 4,
+        pulls: int = 10,
+        arms: int = 10,
+        bits: int = 10,
+        shuffled: bool = False,
+    ):
+        for name, value, least in (("arms", arms, 2), ("tasks", tasks, 1), ("visits", visits, 1), ("bits", bits, 1)):
+            if value < least:
+                raise UserError(f"{name}: expected at least {least}, got {value}")
+        if bits > 20 or tasks > 2**bits:
+            raise UserError(f"bits: expected at most 20, and 2^bits barcodes for {tasks} tasks, got {bits}")
+        super().__init__(trials, tasks * visits, pulls, MultiBinary(bits), Discrete(arms))
+        self.tasks, self.visits, self.arms, self.bits, self.shuffled, self.cue = (
+            tasks,
+            visits,
+            arms,
+            bits,
+            shuffled,
+            bits,
+        )
+
+    def sample(self) -> None:
+        rng, n = self.np_random, self.num_envs
+        # Different barcodes in a trial: where two agree, those of the trial are drawn again.
+        self.codes = rng.integers(2**self.bits, size=(n, self.tasks))
+        while (same := (np.diff(np.sort(self.codes, 1), axis=1) == 0).any(1)).any():
+            self.codes[same] = rng.integers(2**self.bits, size=(same.sum(), self.tasks))
+        self.good = rng.integers(self.arms, size=(n, self.tasks))
+        self.order = rng.permuted(
+            np.tile(np.repeat(np.arange(self.tasks), self.visits), (n, 1)), axis=1
+        )  # [N, episodes]
+        self.shown = rng.permuted(self.order, axis=1) if self.shuffled else self.order
+
+    def observe(self) -> Array:
+        codes = self.codes[self.rows, self.shown[:, self.episode]]
+        return (codes[:, None] >> np.arange(self.bits) & 1).astype(np.int8)
+
+    def act(self, actions: Array) -> Array:
+        good = self.good[self.rows, self.order[:, self.episode]]
+        return self.np_random.random(self.num_envs) < np.where(actions == good, HIGH, LOW)
+
+    def known(self) -> Array:
+        return np.full((self.num_envs, self.episodes), HIGH * self.horizon)
+
+    def visit(self) -> Array:
+        """How often the task of each episode was met before, in the trial: [N, episodes]."""
+        same = self.order[:, :, None] == self.order[:, None]
+        return np.tril(same, -1).sum(2)
