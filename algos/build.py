@@ -10,11 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import nestmem
-from algos import continual, rl2
+from algos import continual, rl2, visits
 from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.fewshot import FewShotProblem
-from algos.learner import Learner
 from algos.lessons import LessonProblem
 from algos.maml import MAML, Classifier
 from algos.oml import OML, Gated
@@ -71,6 +70,8 @@ def image_sets(env: DictConfig) -> dict[str, ImageSet]:
 def problem(config: DictConfig) -> Problem:
     """What a run trains."""
     chosen = device(config.trainer.device)
+    if config.env.name in visits.NAMES:
+        return visits.problem(config, learner(config).to(chosen), seeds(config.seed), chosen)
     if (config.env.name == "tasks") != (config.algo.name == "continual"):
         raise UserError(f"env=tasks and algo=continual go together; got env={config.env.name}, algo={config.algo.name}")
     if (config.env.name in rl2.FAMILIES) != (config.algo.name == "rl2"):
@@ -121,7 +122,7 @@ def lesson_learner(config: DictConfig) -> OML:
             raise UserError(str(error)) from None
 
 
-def learner(config: DictConfig) -> Learner:
+def learner(config: DictConfig) -> Any:
     """The learner with freshly drawn weights; the global generator is left as it was."""
     if config.algo.name == "rl2":
         return rl2.agent(config, seeds(config.seed)["weights"])
@@ -129,6 +130,8 @@ def learner(config: DictConfig) -> Learner:
         torch.manual_seed(seeds(config.seed)["weights"])
         algo, ways = options(config.algo), config.env.ways
         try:
+            if config.env.name in visits.NAMES:
+                return visits.learner(config, _memory)
             encoder = Conv(**OmegaConf.to_container(config.encoder))
             fields = Fields(encoder.features, 0, ways)
             if config.algo.name == "maml":

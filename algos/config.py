@@ -121,6 +121,49 @@ class MDPs:
 
 
 @dataclass
+class Streams:
+    """Visits of `ways` classes, each shown `shots` times, to contexts that come back. What is seen are features of
+    characters out of a frozen encoder: of the run `encoder`, or "" for one trained on the spot. See docs/recurring.md."""
+
+    name: str = MISSING
+    images: str = "omniglot"  # or glyphs
+    encoder: str = ""
+    encoder_steps: int = 500  # of the one trained on the spot
+    features: int = 24  # principal directions that are kept
+    ways: int = 5
+    shots: int = 3
+    visits: int = 72  # of a stream in training
+    test_visits: int = 72
+    first: int = 6  # visits that are new for certain
+    returns: float = 0.5  # probability that a later one is a return
+    gaps: list[int] = field(default_factory=lambda: [5, 60])  # of returns, in visits
+    cue_size: int = 16  # width of the vector that names a context; 0: nothing does
+    cue_noise: float = 0.05
+
+
+@dataclass
+class Bindings(Streams):
+    """A context gives its classes labels of its own: arbitrary, and in conflict with other contexts'."""
+
+    name: str = "bindings"
+    labels: str = "independent"  # or permutation
+    pool: int = 25  # classes of one stream
+
+
+@dataclass
+class Rules(Streams):
+    """A context is a rule from looks to labels; every visit shows new classes."""
+
+    name: str = "rules"
+    rule: str = "linear"  # or xor
+    labels: int = 2
+    size: int = 4  # directions that rules depend on
+    drift: float = 0.0  # radians per visit
+    ways: int = 10
+    shots: int = 2
+
+
+@dataclass
 class Encoder:
     """Convolution blocks; see nestmem.nets.Conv."""
 
@@ -264,7 +307,7 @@ class NoMemory:
     name: str = "none"
 
 
-ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs)
+ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules)
 ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2)
 
 

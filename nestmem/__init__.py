@@ -38,6 +38,7 @@ from nestmem.memory.ntm import MANN, NTM
 from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import build, memories, register
 from nestmem.memory.slow import SlowMLP
+from nestmem.memory.tensor_product import TensorProduct
 from nestmem.memory.titans import NeuralMemory
 from nestmem.nested import NestedMemory
 from nestmem.optim import DGD, M3
@@ -74,6 +75,7 @@ __all__ = [
     "SelfModifying",
     "SlowMLP",
     "Stack",
+    "TensorProduct",
     "UserError",
     "Window",
     "average_",

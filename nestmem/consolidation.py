@@ -1,18 +1,23 @@
 """Consolidation, fast to slow: what a slow readout takes over from items that a faster memory holds.
 
-Each rule maps a linear readout over features to a new one:
-    rule(weights [B, H, V], features [B, N, H], targets [B, N, V], valid [B, N]) -> weights [B, H, V]
+Each rule maps a linear readout over features to a new one; `ridge` says how noisy the features are, in their own squared units:
+    rule(weights [B, H, V], features [B, N, H], targets [B, N, V], valid [B, N], ridge=...) -> weights [B, H, V]
 Legend: B rows, N items, H features, V outcome.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+class Rule(Protocol):
+    def __call__(
+        self, weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, ridge: float = ...
+    ) -> Tensor: ...
 
 
 def replay(
@@ -31,22 +36,31 @@ def replay(
     return weights + rate * change
 
 
-def distill(weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, steps: int = 5) -> Tensor:
-    """Distillation: gradient steps on the squared error of the items, each at 1 / the largest eigenvalue of their
-    Gram matrix, the largest step that cannot diverge however correlated the items are."""
+def distill(
+    weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, steps: int = 5, ridge: float = 0.0
+) -> Tensor:
+    """Distillation: gradient steps on the squared error of the items, each at 1 / (the largest eigenvalue of their
+    Gram matrix + ridge), a step that cannot diverge however correlated the items are."""
     phi = features * valid[..., None]
-    largest = torch.linalg.eigvalsh((phi @ phi.mT).detach())[..., -1].clamp(min=1e-6)[..., None, None]
+    largest = torch.linalg.eigvalsh((phi @ phi.mT).detach())[..., -1].clamp(min=1e-6)[..., None, None] + ridge
     for _ in range(steps):
         weights = weights + phi.mT @ ((targets - phi @ weights) * valid[..., None]) / largest
     return weights
 
 
 def reptile(
-    weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, steps: int = 50, rate: float = 0.3
+    weights: Tensor,
+    features: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    *,
+    steps: int = 50,
+    rate: float = 0.3,
+    ridge: float = 0.0,
 ) -> Tensor:
     """Normalised Reptile (Nichol et al. 2018): learn the items with `distill`, then move only part of the way.
     An intermediate rate averages over tasks that share structure; conflicting bindings want `replay`."""
-    learned = distill(weights, features, targets, valid, steps=steps)
+    learned = distill(weights, features, targets, valid, steps=steps, ridge=ridge)
     return weights + rate * (learned - weights)
 
 

@@ -35,6 +35,7 @@ from nestmem.memory.episodic import Episodic
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.registry import register
 from nestmem.memory.slow import SlowMLP
+from nestmem.memory.tensor_product import TensorProduct
 
 EVIDENCE = 4  # numbers a level gives the gate: largest, margin, norm, and its own confidence
 
@@ -197,15 +198,29 @@ def nested(
     slow_hidden: int = 128,
     period: int = 16,
     consolidation: str = "replay",
+    key_bits: int = 32,
+    slow: str = "mlp",
+    ridge: float = 2.0,
+    key_code: int = 0,
 ) -> NestedMemory:
     """LSTM, episodic and slow memory behind one gate, consolidated upwards by replay.
 
     hidden, reset_every: of the LSTM, which forgets so that slower levels have something left to learn. slots, threshold:
-    of the episodic memory. slow_hidden, period: of the slow MLP.
+    of the episodic memory. slow_hidden, period: of the slow MLP. For many conflicting bindings in few bytes: key_bits=8
+    (of slots and slow weights) and slow=product, a tensor product instead of the MLP, with its ridge and key_code.
+    slow=none leaves the slow level out.
     """
-    levels = [
+    levels: list[Memory] = [
         LSTM(d_model, fields, hidden=hidden, reset_every=reset_every),
-        Episodic(d_model, fields, slots=slots, threshold=threshold),
-        SlowMLP(d_model, fields, hidden=slow_hidden, period=period),
+        Episodic(d_model, fields, slots=slots, threshold=threshold, key_bits=key_bits),
     ]
+    match slow:
+        case "mlp":
+            levels.append(SlowMLP(d_model, fields, hidden=slow_hidden, period=period))
+        case "product":
+            levels.append(TensorProduct(d_model, fields, key_code, ridge, period, bits=key_bits))
+        case "none":
+            pass
+        case _:
+            raise ValueError(f"slow: expected mlp, product or none, got {slow!r}")
     return NestedMemory(levels, fields, consolidation=consolidation)

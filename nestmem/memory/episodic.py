@@ -33,9 +33,9 @@ class Slots(NamedTuple):
 
 
 class EpisodicState(NamedTuple):
-    keys: Tensor  # [B, S, K] unit vectors
-    cues: Tensor  # [B, S, C] unit vectors
-    outcomes: Tensor  # [B, S, V]
+    keys: Tensor  # [B, S, K] unit vectors, float or int8
+    cues: Tensor  # [B, S, C] unit vectors, float or int8
+    outcomes: Tensor  # [B, S, V], int8 where they are labels and keys are
     slots: Slots
     pending: Tensor  # [B, K + C] what the next outcome belongs to
 
@@ -50,6 +50,8 @@ class Episodic(Associative):
         "always" is the straw man.
     evict: when the ring is full, the "oldest" slot goes, or the "least_used" one.
     temperature: initial beta; it is learned.
+    key_bits: 32, or 8 to keep keys, cues and labels in bytes: three to four times the slots in the same memory. They are
+        rounded, so no gradient passes through a write then.
     """
 
     spec = MemorySpec(role="episodic", lifetime="task", regression=Regression("uniform", "slots", "exact"))
@@ -64,6 +66,7 @@ class Episodic(Associative):
         threshold: float = 0.95,
         evict: str = "oldest",
         temperature: float = 10.0,
+        key_bits: int = 32,
     ):
         super().__init__()
         for name, value, known in (
@@ -74,7 +77,10 @@ class Episodic(Associative):
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if slots < 1:
             raise ValueError(f"slots: expected at least 1, got {slots}")
-        self.d_model, self.slots = d_model, slots
+        if key_bits not in (8, 32):
+            raise ValueError(f"key_bits: expected 8 or 32, got {key_bits}")
+        self.d_model, self.slots, self.key_bits = d_model, slots, key_bits
+        self.spec = self.spec._replace(differentiable_write=key_bits == 32)
         self.write_when, self.threshold, self.evict = write_when, threshold, evict
         self.binding = Binding(d_model, fields, key_size)
         self.labels = fields is not None and fields.labels
@@ -89,33 +95,30 @@ class Episodic(Associative):
             usage=zeros(batch_size, self.slots),
             clock=zeros(batch_size, dtype=torch.long),
         )
-        return EpisodicState(
-            zeros(batch_size, self.slots, bind.key_size),
-            zeros(batch_size, self.slots, bind.cue_size),
-            zeros(batch_size, self.slots, bind.outcome_size),
-            slots,
-            zeros(batch_size, bind.key_size + bind.cue_size),
-        )
+        sizes = bind.key_size, bind.cue_size, bind.outcome_size
+        held = self._pack(Item(*(zeros(batch_size, self.slots, size) for size in sizes)))
+        return EpisodicState(*held, slots, zeros(batch_size, bind.key_size + bind.cue_size))
 
     def read(self, query: Tensor, state: EpisodicState) -> tuple[Tensor, Aux]:
-        content, match = self._similarity(self.binding.address(query), state.keys, state.cues)
+        held = self._unpack(Item(*state[:3]))
+        alike, match = self._similarity(self.binding.address(query), held.key, held.cue)
         valid, age = state.slots.valid, self._age(state.slots)
         if query.dim() == 3:
             valid, age = valid[:, None], age[:, None]
         weights = _attend(match - self.recency * age, valid)
-        confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
-        answer = torch.einsum("b...s,bsv->b...v", weights, state.outcomes)
+        confidence = alike.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
+        answer = torch.einsum("b...s,bsv->b...v", weights, held.outcome)
         return self._token(answer), Aux(confidence=confidence, weights=weights)
 
     def write(self, item: Item, state: EpisodicState, *, signal: Tensor | None = None) -> EpisodicState:
-        same = self._same(item, Item(state.keys, state.cues, state.outcomes))
+        same = self._same(item, self._unpack(Item(*state[:3])))
         wanted = arrived(item)
         if self.write_when == "surprise":
             wanted = wanted & ((self._surprise(item, state) if signal is None else signal) > self.threshold)
         place, slots = self._place(wanted, same, state.slots)
         keys, cues, outcomes = (
             torch.where(place[..., None], new[:, None], old)
-            for new, old in zip(item, (state.keys, state.cues, state.outcomes), strict=True)
+            for new, old in zip(self._pack(item), state[:3], strict=True)
         )
         return state._replace(keys=keys, cues=cues, outcomes=outcomes, slots=slots)
 
@@ -126,7 +129,8 @@ class Episodic(Associative):
         steps = x.shape[1]
         new = self.items(x, state.pending)
         # Candidates: the S old slots, then the T new items.
-        held = Item(*(torch.cat(pair, 1) for pair in zip(state[:3], new, strict=True)))
+        packed = Item(*(torch.cat(pair, 1) for pair in zip(state[:3], self._pack(new), strict=True)))
+        held = self._unpack(packed)
         with torch.no_grad():
             same = self._same(new, held)  # [B, T, S + T]
             wanted = arrived(new)
@@ -140,28 +144,41 @@ class Episodic(Associative):
                 valids.append(slots.valid)
                 ages.append(self._age(slots))
             owned, valid, age = (torch.stack(parts, 1) for parts in (owners, valids, ages))  # [B, T, S]
-        content, match = (m.gather(2, owned) for m in self._similarity(self.binding.address(x), held.key, held.cue))
+        alike, match = (m.gather(2, owned) for m in self._similarity(self.binding.address(x), held.key, held.cue))
         weights = _attend(match - self.recency * age, valid)
         spread = torch.zeros_like(same, dtype=weights.dtype).scatter_add(2, owned, weights)
         answer = spread @ held.outcome
-        keys, cues, outcomes = (part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in held)
-        confidence = content.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
+        keys, cues, outcomes = (part.gather(1, owner[..., None].expand(-1, -1, part.shape[-1])) for part in packed)
+        confidence = alike.masked_fill(~valid, -1.0).amax(-1, keepdim=True)
         end = EpisodicState(keys, cues, outcomes, slots, self.binding.address(x[:, -1]))
         return self._token(answer), end, Aux(confidence=confidence, weights=weights)
 
     def consolidate(self, state: EpisodicState) -> tuple[EpisodicState, Consolidation]:
         """Offers everything it holds for replay, and keeps it."""
-        return state, Consolidation(Item(state.keys, state.cues, state.outcomes), state.slots.valid)
+        return state, Consolidation(self._unpack(Item(*state[:3])), state.slots.valid)
+
+    def _pack(self, item: Item) -> Item:
+        """As it is kept. Keys and cues are unit vectors, labels one-hot; other outcomes have no bound and stay floats."""
+        if self.key_bits == 32:
+            return item
+        key, cue, label = ((127 * part).round().to(torch.int8) for part in item)
+        return Item(key, cue, label if self.labels else item.outcome)
+
+    def _unpack(self, item: Item) -> Item:
+        """As it is read, in floating point."""
+        kind = self.log_beta.dtype
+        return Item(*(part if part.is_floating_point() else part.to(kind) / 127 for part in item))
 
     def _similarity(self, address: Tensor, keys: Tensor, cues: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine of the contents [B, (Q,) N], and the exponent of the product kernel [B, (Q,) N]."""
+        """How alike [B, (Q,) N] (cosine of the contents, times that of the cues), and the kernel's exponent [B, (Q,) N]."""
         key, cue = self.binding.split(address)
         content = torch.einsum("b...k,bnk->b...n", key, keys)
         beta = self.log_beta.exp()
-        match = beta[0] * content
-        if self.binding.cue_size:
-            match = match + beta[1] * torch.einsum("b...c,bnc->b...n", cue, cues)
-        return content, match
+        if not self.binding.cue_size:
+            return content, beta[0] * content
+        context = torch.einsum("b...c,bnc->b...n", cue, cues)
+        # Who knows the content from another context only must not sound sure: below zero, neither counts.
+        return content.relu() * context.relu(), beta[0] * content + beta[1] * context
 
     def _age(self, slots: Slots) -> Tensor:
         """Writes since each slot's own, in units of S: [B, S]."""
@@ -182,9 +199,10 @@ class Episodic(Associative):
     @torch.no_grad()
     def _surprise(self, item: Item, state: EpisodicState) -> Tensor:
         """1 - p(label), or 1 - cosine of the foreseen and the real outcome: [B]."""
-        _, match = self._similarity(torch.cat([item.key, item.cue], -1), state.keys, state.cues)
+        held = self._unpack(Item(*state[:3]))
+        _, match = self._similarity(torch.cat([item.key, item.cue], -1), held.key, held.cue)
         match = match - self.recency * self._age(state.slots)
-        foreseen = torch.einsum("bs,bsv->bv", _attend(match, state.slots.valid), state.outcomes)
+        foreseen = torch.einsum("bs,bsv->bv", _attend(match, state.slots.valid), held.outcome)
         if self.labels:
             return 1 - (foreseen * item.outcome).sum(-1)
         return 1 - F.cosine_similarity(foreseen, item.outcome, dim=-1)

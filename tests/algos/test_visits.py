@@ -1,0 +1,153 @@
+"""Streams of visits as a problem: bit-for-bit resumption, what is counted, lesions, and the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
+
+from algos.visits import Record, VisitLearner, VisitProblem, by_gap, curves, steps_numbers
+from envs.bindings import Bindings
+from nestmem import build
+from nestmem.cli import main
+
+OPTIONS = OmegaConf.create({"tasks": 3, "amp": False, "eval_tasks": 4, "test_tasks": 4})
+SMALL = ["experiment=recurring", "env.images=glyphs", "env.encoder_steps=2", "encoder.channels=[4,8]", "env.visits=8",
+         "env.test_visits=12", "env.first=2", "env.gaps=[1,9]", "memory.hidden=4", "trainer.tasks=2",
+         "trainer.threads=1", "trainer.eval_tasks=2", "trainer.test_tasks=3", "trainer.eval_every=6"]  # fmt: skip
+
+
+class Run:
+    """A problem on streams of random classes (each drawn always the same way) with its optimizer."""
+
+    def __init__(self, visits=8):
+        torch.manual_seed(0)
+        classes = F.normalize(torch.randn(12, 1, 6), dim=-1).expand(-1, 20, -1)
+        streams = {
+            split: Bindings(classes, seed=i, pool=8, ways=3, visits=visits, first=2, gaps=(1, 6))
+            for i, split in enumerate(("train", "val", "test"))
+        }
+        fields = streams["train"].fields
+        options = {"hidden": 4, "reset_every": 9, "slots": 8, "key_bits": 8, "slow": "product", "period": 9}
+        self.learner = VisitLearner(build("nested", fields.width, fields, **options), fields)
+        self.problem = VisitProblem(self.learner, streams, OPTIONS, 1 / 3, torch.device("cpu"))
+        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=1e-2)
+
+    def update(self):
+        return self.problem.update(self._optimize)
+
+    def _optimize(self, parts):
+        self.optimizer.zero_grad()
+        (part,) = parts
+        part.loss.backward()
+        self.optimizer.step()
+        return {name: float(v) for name, v in part.metrics.items()}
+
+
+@pytest.mark.parametrize("cut", [3, 8, 11])
+def test_saved_and_loaded_goes_on_bit_for_bit(cut):
+    whole, half, rest = Run(), Run(), Run()
+    want = [whole.update() for _ in range(14)]
+    got = [half.update() for _ in range(cut)]
+    rest.learner.load_state_dict(half.learner.state_dict())
+    rest.optimizer.load_state_dict(half.optimizer.state_dict())
+    rest.problem.load_state_dict({k: v.clone() for k, v in half.problem.state_dict().items()})
+    assert got + [rest.update() for _ in range(14 - cut)] == want
+
+
+def test_a_state_is_carried_over_the_visits_of_a_stream_and_no_further():
+    run, clocks = Run(visits=4), []
+    for _ in range(9):
+        run.update()
+        clocks.append(int(run.problem.carried.step[0]))
+    assert clocks == [9, 18, 27, 36, 9, 18, 27, 36, 9]
+
+
+def test_judging_repeats_itself_and_leaves_training_alone():
+    run, other = Run(), Run()
+    first, again = run.problem.evaluate("val", 4), run.problem.evaluate("val", 4)
+    assert np.array_equal(first.correct, again.correct)
+    assert run.update() == other.update()
+
+
+def test_first_guesses_are_counted_by_gap_each_stream_once():
+    seen = np.array([[[0, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 0, 1]]])  # 2 streams, 2 visits, 3 steps
+    gap = np.broadcast_to(np.array([[0, 6], [0, 40]])[:, :, None], seen.shape)
+    correct = np.array([[[0, 1, 1], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]])
+    record = Record(correct, gap, seen)
+    found = by_gap(record)
+    assert (found["5-8"].mean, found["31+"].mean) == (50.0, 100.0)
+    assert "no record" in found["9-13"]
+    assert [p[:2] for p in curves(record)["first-visit"]["points"]] == [[1, 50.0], [2, 100.0], [3, 50.0]]
+
+
+def test_savings_are_the_ratio_of_steps_to_ninety_percent():
+    gap = np.zeros((1, 4, 3), int)
+    gap[:, 2:] = 7
+    correct = np.array([[[0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1]]])
+    record = Record(correct, gap, np.zeros_like(gap))
+    found = steps_numbers(record)
+    assert (found["steps to 90 %, first visits"], found["steps to 90 %, returns"]) == (3, 1)
+    assert found["savings (first / return)"] == 3
+    assert "never reached" in steps_numbers(record._replace(correct=0 * correct))["savings (first / return)"]
+
+
+def test_retention_comes_from_what_is_lesioned():
+    run = Run(visits=24)
+    for _ in range(48):
+        run.update()
+    found = run.problem.lesions(4)
+    intact, both = found["lesion, ret0: intact"].mean, found["lesion, ret0: cue of another stream"].mean
+    assert set(found) == {f"lesion, ret0: {w}" for w in (
+        "intact", "LSTM empty", "Episodic empty", "TensorProduct empty", "cue of another stream")}  # fmt: skip
+    assert intact > both + 10
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("NESTMEM_CACHE", str(tmp_path_factory.getbasetemp() / "embeddings"))
+
+
+def test_trains_resumes_and_evaluates_from_the_command_line(tmp_path, capsys):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(["train", *SMALL, "trainer.steps=12", "trainer.checkpoint_every=6", f"run={whole}"]) == 0
+    result = json.loads((whole / "result.json").read_text())
+    assert {"new0", "new1", "ret0", "gap/5-8", "floor: chance"} <= set(result["numbers"])
+    assert {"first-visit", "return"} <= set(result["lines"]) and (whole / "report" / "first-visit.png").exists()
+    assert main(["train", *SMALL, "trainer.steps=12", "trainer.checkpoint_every=6", f"run={run}"]) == 0
+    (run / "result.json").unlink()
+    for newer in (run / "checkpoints").glob("step-00000012"):
+        for file in newer.iterdir():
+            file.unlink()
+        newer.rmdir()
+    assert main(["train", f"resume={run}"]) == 0
+    assert json.loads((run / "result.json").read_text())["numbers"] == result["numbers"]
+    assert main(["eval", str(run), "tasks=2", "split=val"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "ways=2"]) == 1
+    assert "ways is fixed on a stream" in capsys.readouterr().err
+
+
+def test_rules_train_too(tmp_path):
+    rules = ["experiment=shared_rules" if o == "experiment=recurring" else o for o in SMALL]
+    assert main(["train", *rules, "trainer.steps=2", f"run={tmp_path}/r"]) == 0
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["numbers"]["floor: chance"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("env.images=letters", "env.images: expected omniglot or glyphs"),
+        ("env.gaps=[1]", "env.gaps: expected two numbers"),
+        ("env.features=99999", "env.features: expected 1"),
+        ("memory=none", "expected algo=blackbox and a memory"),
+        ("env.encoder=nowhere", "nowhere"),
+        ("env.encoder_steps=0", "env.encoder_steps: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(wrong, says, tmp_path, capsys):
+    assert main(["train", *SMALL, wrong, f"run={tmp_path}/r"]) == 1
+    assert says in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "r").exists()

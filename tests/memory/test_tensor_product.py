@@ -1,0 +1,79 @@
+"""Tensor product: what shares only the key or only the cue with a query hardly answers; bytes instead of floats."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import nestmem
+from nestmem import Episodic, Fields, Item, TensorProduct
+from nestmem.consolidation import RULES
+
+FIELDS = Fields(24, 16, 5)
+
+
+def bindings(contexts, classes, seed=0):
+    """Every class under every cue with a label of its own: [1, N, ...] each, and the labels [N]."""
+    g = torch.Generator().manual_seed(seed)
+    keys = F.normalize(torch.randn(classes, 24, generator=g), dim=-1).repeat(contexts, 1)
+    cues = F.normalize(torch.randn(contexts, 16, generator=g), dim=-1).repeat_interleave(classes, 0)
+    labels = torch.randint(5, (contexts * classes,), generator=g)
+    return Item(keys[None], cues[None], F.one_hot(labels, 5).float()[None]), labels
+
+
+def recalled(memory, state, item, labels):
+    query = torch.cat([item.key, item.cue, torch.zeros_like(item.outcome)], -1)
+    answer = FIELDS.split(memory.read(query, state)[0])[2]
+    return float((answer.argmax(-1)[0] == labels).float().mean())
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_conflicting_bindings_are_kept_apart_by_their_cues(bits):
+    memory, (item, labels) = TensorProduct(45, FIELDS, bits=bits), bindings(10, 6)
+    state = memory.initial_state(1)
+    for n in range(60):
+        state = memory.write(Item(*(part[:, n] for part in item)), state)
+    assert recalled(memory, state, item, labels) > 0.85  # 60 items with conflicting labels, each written once
+    strangers = bindings(10, 6, seed=1)[0].cue
+    assert recalled(memory, state, item._replace(cue=strangers), labels) < 0.4
+    assert nestmem.state_bytes(state) == 384 * 5 * bits // 8 + 40 * 4
+
+
+def test_items_are_taken_over_where_it_is_due():
+    memory, (item, labels) = TensorProduct(45, FIELDS, bits=8, ridge=0.5), bindings(6, 5)
+    two = Item(*(part.expand(2, -1, -1) for part in item))
+    given = nestmem.Consolidation(two, torch.ones(2, 30, dtype=torch.bool))
+    state = memory.absorb(memory.initial_state(2), given, torch.tensor([True, False]), RULES["replay"])
+    row = nestmem.select(state, torch.tensor([0]))
+    assert recalled(memory, row, item, labels) == 1.0
+    assert (state.w[1] == 0).all()
+
+
+def test_a_wide_code_has_more_features():
+    assert TensorProduct(45, FIELDS, key_code=40).initial_state(1).w.shape == (1, 640, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"bits": 4}, "bits: expected 8 or 32, got 4"), ({"period": 0}, "period")]
+)
+def test_bad_options(options, says):
+    with pytest.raises(ValueError, match=says):
+        TensorProduct(45, FIELDS, **options)
+
+
+def test_slots_in_bytes_say_what_slots_in_floats_say():
+    torch.manual_seed(0)
+    item, _ = bindings(4, 6)
+    item = Item(*(part[:, torch.randperm(24)] for part in item))
+    tokens = torch.cat([item.key, item.cue, F.pad(item.outcome[:, :-1], (0, 0, 1, 0))], -1)
+    exact, rounded = Episodic(45, FIELDS, slots=16), Episodic(45, FIELDS, slots=16, key_bits=8)
+    (y, state), (z, bytes_) = exact(tokens), rounded(tokens)
+    torch.testing.assert_close(FIELDS.split(z)[2].exp(), FIELDS.split(y)[2].exp(), atol=0.05, rtol=0)
+    assert bytes_.keys.dtype == bytes_.outcomes.dtype == torch.int8
+    assert nestmem.state_bytes(state) - nestmem.state_bytes(bytes_) == 16 * 45 * 3
+    step, held = [], rounded.initial_state(1)
+    for t in range(tokens.shape[1]):
+        answer, held, _ = rounded.step(tokens[:, t], held)
+        step.append(answer)
+    torch.testing.assert_close(torch.stack(step, 1), z)
+    assert torch.equal(held.keys, bytes_.keys)
+    assert not rounded.spec.differentiable_write and exact.spec.differentiable_write
