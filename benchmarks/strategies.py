@@ -44,15 +44,19 @@ METHODS: dict[str, list[str]] = {
     "joint": [],
     "means": [],
     "episodic": ["algo.strategy=memory", "memory=episodic", "memory.slots=400"],
-    "nested": ["algo.strategy=memory", "memory=nested", "memory.slots=400"],
-}
+    "surprise": [
+        "algo.strategy=memory", "memory=episodic", "memory.slots=400", "memory.write_when=surprise", "memory.threshold=0.5",
+    ],
+    "nested": ["algo.strategy=memory", "memory=nested", "memory.slots=400", "memory.period=100"],
+}  # fmt: skip
 TITLES = {
     "means": "means, random encoder",
     "episodic": "episodic memory, random encoder",
+    "surprise": "episodic memory, written on surprise, random encoder",
     "nested": "nested memory, random encoder",
 }
 # By stream, where the strategy's own strength is not the one chosen.
-STRENGTHS: dict[str, dict[str, float]] = {}
+STRENGTHS: dict[str, dict[str, float]] = {"glyphs": {"si": 1000.0}, "omniglot": {"si": 1000.0}}
 LEFT_OUT = {"permuted": {"expandable"}}  # has no block to add to a fully connected encoder
 
 
@@ -129,8 +133,8 @@ def main(arguments: list[str]) -> None:
         for name in arguments[1:]:
             if name not in METHODS:
                 raise SystemExit(f"strategies: no strategy {name!r}; known: {', '.join(METHODS)}")
-        for stream in STREAMS:
-            for seed in SEEDS:
+        for seed in SEEDS:
+            for stream in STREAMS:
                 for method in arguments[1:] or METHODS:
                     train(method, stream, seed)
     elif arguments == ["collect"]:

@@ -24,7 +24,7 @@ class SI(Strategy):
     """strength: c."""
 
     told = True
-    default_strength = 1.0
+    default_strength = 100.0
 
     def __init__(self, learner: nn.Module, *, strength: float | None = None, buffer: int = 200, seed: int = 0):
         super().__init__(learner, strength=strength, buffer=buffer, seed=seed)
