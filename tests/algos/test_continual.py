@@ -13,6 +13,7 @@ from algos.continual import retained
 from algos.strategies import STRATEGIES
 from algos.task_stream import make_tasks
 from algos.trainer import Trainer
+from envs import archives, mnist
 from nestmem.cli import main
 from nestmem.errors import UserError
 
@@ -142,6 +143,20 @@ def test_streams_of_real_characters_and_digits(omniglot):
     assert stream.outputs == 200 and stream.tasks[0].name == "Angelic" and stream.steps == 800
     with pytest.raises(UserError, match="21 alphabets of 20 asked for, but omniglot_evaluation has 20"):
         make_tasks(configure(["experiment=continual_alphabets", "env.tasks=21", "run=unused"]).env)
+
+
+def test_streams_with_digits(omniglot):
+    if any(archives.locate(archive) is None for archive in mnist.ARCHIVES):
+        pytest.skip("MNIST's test set is not here: set NESTMEM_DATA or run `nestmem data get mnist_t10k`")
+    pairs = build.problem(configure(["experiment=split_mnist", "run=unused"])).stream
+    assert [task.name for task in pairs.tasks] == ["0-1", "2-3", "4-5", "6-7", "8-9"] and pairs.outputs == 10
+    problem = build.problem(configure(["experiment=permuted_mnist", "run=unused"]))
+    assert problem.stream.outputs == 10 and len(problem.stream.tasks) == 5
+    assert problem.learner(problem.shown(0, 3)[0]).shape == (3, 10)
+    both = configure(["experiment=continual_alphabets", "env.kind=omniglot_mnist", "env.drawings=20", "run=unused"])
+    assert [(task.name, len(task.labels)) for task in make_tasks(both.env)] == [("omniglot", 200), ("mnist", 10)]
+    with pytest.raises(UserError, match="12 tasks of 2 digits asked for, but there are 10"):
+        make_tasks(configure(["experiment=split_mnist", "env.tasks=12", "run=unused"]).env)
 
 
 @pytest.mark.parametrize(
