@@ -14,11 +14,13 @@ from algos import continual, rl2, visits
 from algos.blackbox import BlackBox
 from algos.config import memory_options
 from algos.fewshot import FewShotProblem
+from algos.filtering import Filter
 from algos.lessons import LessonProblem
 from algos.maml import MAML, Classifier
 from algos.oml import OML, Gated
 from algos.problem import Problem
 from algos.prototypes import Prototypes
+from algos.timescales import TimescalesProblem
 from envs import folder, glyphs, omniglot, sequential_omniglot
 from envs.fewshot import ImageSet
 from nestmem.errors import UserError
@@ -80,6 +82,12 @@ def problem(config: DictConfig) -> Problem:
         )
     if config.algo.name == "rl2":
         return rl2.problem(config, seeds(config.seed), chosen)
+    if (config.env.name == "timescales") != (config.algo.name == "filtering"):
+        raise UserError(
+            f"env=timescales and algo=filtering go together; got env={config.env.name}, algo={config.algo.name}"
+        )
+    if config.algo.name == "filtering":
+        return TimescalesProblem(filtering(config).to(chosen), config.env, config.trainer, seeds(config.seed), chosen)
     if config.algo.name == "continual":
         return continual.problem(config, seeds(config.seed), chosen)
     if config.algo.name in LESSONS:
@@ -122,10 +130,26 @@ def lesson_learner(config: DictConfig) -> OML:
             raise UserError(str(error)) from None
 
 
+def filtering(config: DictConfig) -> Filter:
+    """The learner of env=timescales with freshly drawn weights; the global generator is left as it was."""
+    algo, memory = config.algo, config.memory
+    if memory.name == "none":
+        raise UserError(f"memory: algo=filtering needs one, got none; known: {', '.join(nestmem.memories())}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds(config.seed)["weights"])
+        try:
+            built = registry.build(memory.name, algo.width, **options(memory))
+            return Filter(built, (algo.encoder, algo.decoder), algo.frozen)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+
 def learner(config: DictConfig) -> Any:
     """The learner with freshly drawn weights; the global generator is left as it was."""
     if config.algo.name == "rl2":
         return rl2.agent(config, seeds(config.seed)["weights"])
+    if config.algo.name == "filtering":
+        return filtering(config)
     with torch.random.fork_rng():
         torch.manual_seed(seeds(config.seed)["weights"])
         algo, ways = options(config.algo), config.env.ways

@@ -164,6 +164,22 @@ class Rules(Streams):
 
 
 @dataclass
+class Timescales:
+    """Streams whose hidden variables live for 1, 30 and 1000 steps, for algo=filtering; see envs/timescales.py. A stream is a
+    task of the trainer's."""
+
+    name: str = "timescales"
+    steps: int = 64  # of an update, through which gradients go
+    advance: float = 0.8  # chance that a goes on by one
+    dwell_b: float = 30.0  # steps for which b stays
+    dwell_c: float = 1000.0
+    right_b: float = 0.55  # chance that b is seen as it is
+    right_c: float = 0.42
+    length: int = 4096  # of a stream of the validation or the test
+    dropped: int = 1024  # of its steps, before what is slow can be known
+
+
+@dataclass
 class Encoder:
     """Convolution blocks; see nestmem.nets.Conv."""
 
@@ -267,6 +283,17 @@ class RL2:
 
 
 @dataclass
+class Filtering:
+    """Predict the next tokens of env=timescales, the state carried from update to update; see algos/timescales.py."""
+
+    name: str = "filtering"
+    width: int = 32  # of the memory's tokens
+    encoder: int = 64  # hidden units; the convolutional encoder goes unused
+    decoder: int = 96
+    frozen: bool = False  # encoder and memory stay as they were drawn: a control
+
+
+@dataclass
 class Trainer:
     steps: int = 400  # updates of the slow weights
     tasks: int = 16  # in one update
@@ -307,8 +334,8 @@ class NoMemory:
     name: str = "none"
 
 
-ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules)
-ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2)
+ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules, Timescales)
+ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, Filtering)
 
 
 def _store() -> None:

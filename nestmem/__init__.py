@@ -33,6 +33,7 @@ from nestmem.memory.dnc import DNC
 from nestmem.memory.episodic import Episodic
 from nestmem.memory.eplstm import EpLSTM
 from nestmem.memory.hcam import HCAM
+from nestmem.memory.leaky import Leaky
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.ntm import MANN, NTM
 from nestmem.memory.recurrence import LinearMemory
@@ -44,6 +45,7 @@ from nestmem.nested import NestedMemory
 from nestmem.optim import DGD, M3
 from nestmem.routing import Routed
 from nestmem.segments import SegmentWrapper
+from nestmem.summed import Summed
 
 __version__ = "0.1.0"
 
@@ -65,6 +67,7 @@ __all__ = [
     "Fields",
     "Gated",
     "Item",
+    "Leaky",
     "LinearMemory",
     "Memory",
     "MemorySpec",
@@ -75,6 +78,7 @@ __all__ = [
     "SelfModifying",
     "SlowMLP",
     "Stack",
+    "Summed",
     "TensorProduct",
     "UserError",
     "Window",

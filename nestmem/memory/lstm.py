@@ -7,7 +7,6 @@ Legend: B rows, T steps, Q queries, D token, H hidden.
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,8 @@ class LSTM(Memory):
         outcome, in the outcome field of a token.
     reset_every: clear the state every n steps (0: never). A fast level that never forgets starves the slower ones:
         it removes the error before they see it.
+    chrono: expect dependencies of up to so many steps (0: of a few): forget biases start at log U(1, chrono - 1), input
+        biases at minus that (Tallec & Ollivier 2018, "Can recurrent neural networks warp time?").
     kernel: "fused" has no vmap rule, and on a GPU no double backward; "loop" has both and is several times slower.
         Under `torch.func` transforms the loop is taken by itself.
     """
@@ -38,12 +39,20 @@ class LSTM(Memory):
     spec = MemorySpec(role="working", lifetime="episode")
 
     def __init__(
-        self, d_model: int, fields: Fields | None = None, hidden: int = 0, reset_every: int = 0, kernel: str = "fused"
+        self,
+        d_model: int,
+        fields: Fields | None = None,
+        hidden: int = 0,
+        reset_every: int = 0,
+        chrono: int = 0,
+        kernel: str = "fused",
     ):
         super().__init__()
         check_fields(fields, d_model)
         if kernel not in ("fused", "loop"):
             raise ValueError(f"kernel: expected fused or loop, got {kernel!r}")
+        if chrono and chrono < 3:
+            raise ValueError(f"chrono: expected 0 or at least 3 steps, got {chrono}")
         self.d_model, self.hidden = d_model, hidden or d_model
         self.reset_every, self.kernel = reset_every, kernel
         bound = self.hidden**-0.5  # the ranges of nn.LSTM
@@ -52,6 +61,9 @@ class LSTM(Memory):
         self.bias = nn.Parameter(torch.zeros(4 * self.hidden))
         with torch.no_grad():  # remember by default (Jozefowicz et al. 2015)
             self.bias[self.hidden : 2 * self.hidden] = 1.0
+            if chrono:
+                forget = torch.empty(self.hidden).uniform_(1, chrono - 1).log()
+                self.bias[: 2 * self.hidden] = torch.cat([-forget, forget])
         self.fields = fields
         width = d_model if fields is None else fields.outcome
         self.out = nn.Linear(self.hidden, width) if self.hidden != width else nn.Identity()
@@ -86,28 +98,36 @@ class LSTM(Memory):
                 state = self.write(x[:, t], state)
                 steps.append(state.h)
             hs = torch.stack(steps, 1)
+        elif not self.reset_every:
+            hs, state = self._fused(x, state)
         else:
+            # Windows between two resets do not know of each other: the whole ones are rows of one batch.
+            n, start = self.reset_every, min(-int(state.step[0]) % self.reset_every, x.shape[1])
+            stop = start + (x.shape[1] - start) // n * n
             pieces = []
-            for start, stop in self._pieces(x.shape[1], state):
-                h, c = state.h, state.c
-                if self.reset_every and int(state.step[0]) % self.reset_every == 0:
-                    h, c = torch.zeros_like(h), torch.zeros_like(c)
-                weights = [self.w_ih, self.w_hh, self.bias, torch.zeros_like(self.bias)]
-                held = [h[None].contiguous(), c[None].contiguous()]
-                piece, h, c = torch.lstm(x[:, start:stop], held, weights, True, 1, 0.0, self.training, False, True)
-                state = LSTMState(h[0], c[0], state.step + (stop - start))
+            if start:
+                piece, state = self._fused(x[:, :start], state)
                 pieces.append(piece)
-            hs = pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+            if stop > start:
+                windows = x[:, start:stop].reshape(-1, n, x.shape[-1])
+                piece, ends = self._fused(windows, self.initial_state(len(windows)))
+                pieces.append(piece.reshape(len(x), -1, self.hidden))
+                h, c = (end.view(len(x), -1, self.hidden)[:, -1] for end in (ends.h, ends.c))
+                state = LSTMState(h, c, state.step + (stop - start))
+            if stop < x.shape[1]:
+                fresh = self.initial_state(len(x))._replace(step=state.step)
+                piece, state = self._fused(x[:, stop:], fresh)
+                pieces.append(piece)
+            hs = torch.cat(pieces, 1)
         y, aux = self._answer(hs)
         return y, state, aux
 
-    def _pieces(self, steps: int, state: LSTMState) -> list[tuple[int, int]]:
-        """The stretches between two resets of `reset_every`."""
-        if not self.reset_every:
-            return [(0, steps)]
-        first = -int(state.step[0]) % self.reset_every
-        edges = sorted({0, steps, *range(first, steps, self.reset_every)})
-        return list(itertools.pairwise(edges))
+    def _fused(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """A stretch without resets [B, T, D] to all h [B, T, H] and the state after it."""
+        weights = [self.w_ih, self.w_hh, self.bias, torch.zeros_like(self.bias)]
+        held = [state.h[None].contiguous(), state.c[None].contiguous()]
+        hs, h, c = torch.lstm(x, held, weights, True, 1, 0.0, self.training, False, True)
+        return hs, LSTMState(h[0], c[0], state.step + x.shape[1])
 
     def _answer(self, h: Tensor) -> tuple[Tensor, Aux]:
         """The output, and no confidence: an LSTM cannot tell whether it knows."""

@@ -32,6 +32,39 @@ def test_reset_every_clears_on_its_clock(kernel):
     assert not torch.allclose(LSTM.forward(memory, x[:, 3:7])[0][:, :1], y[:, 3:4])
 
 
+@pytest.mark.parametrize(("before", "steps"), [(0, 8), (0, 11), (2, 1), (2, 2), (3, 14), (4, 3)])
+def test_windows_between_resets_in_one_batch_equal_a_loop(before, steps):
+    torch.manual_seed(0)
+    memory = LSTM(5, hidden=7, reset_every=4).double()
+    x = torch.randn(3, before + steps, 5, dtype=torch.double)
+    state = memory.initial_state(3)
+    for t in range(before):
+        _, state, _ = memory.step(x[:, t], state)
+    y, after = memory(x[:, before:], state)
+    want = []
+    for t in range(before, before + steps):
+        out, state, _ = memory.step(x[:, t], state)
+        want.append(out)
+    want = torch.stack(want, 1)
+    torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(after, state):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    parameters = list(memory.parameters())
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), parameters, retain_graph=True) for o in (y, want))):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_chrono_biases_forget_over_up_to_so_many_steps():
+    torch.manual_seed(0)
+    memory = LSTM(4, hidden=500, chrono=1000)
+    write, forget = memory.bias[:1000].detach().chunk(2)
+    assert torch.equal(write, -forget)
+    timescale = 1 / (1 - forget.sigmoid())  # uniform between 2 and 1000 steps
+    assert timescale.min() < 20 and timescale.max() > 950 and 450 < timescale.mean() < 550
+    with pytest.raises(ValueError, match="chrono: expected 0 or at least 3 steps, got 2"):
+        LSTM(4, chrono=2)
+
+
 def test_unknown_kernel():
     with pytest.raises(ValueError, match="kernel: expected fused or loop, got 'cudnn'"):
         LSTM(4, kernel="cudnn")
