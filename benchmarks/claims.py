@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.results import FOLDER
 
 TOP = FOLDER.parent.parent
-DOCUMENTS = [TOP / "README.md", TOP / "docs" / "memories.md"]
+DOCUMENTS = [TOP / "README.md", TOP / "docs" / "memories.md", TOP / "docs" / "continual.md"]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
 
@@ -84,13 +84,17 @@ def wide(rows: list[Row], claims: list[str]) -> str:
     """Markdown: one line for each method, one column for each claim; mean and half of the interval."""
     lines = ["| method | state, bytes | seeds | " + " | ".join(claims) + " |", "|---|---|---|" + "---|" * len(claims)]
     for method in dict.fromkeys(row["method"] for row in rows if row["claim"] in claims):
-        mine = {row["claim"]: row for row in rows if row["method"] == method}
+        mine = {row["claim"]: row for row in rows if row["method"] == method and row["claim"] in claims}
         cells = []
-        for row in (mine[claim] for claim in claims):
+        for claim in claims:
+            if (row := mine.get(claim)) is None:
+                cells.append("")
+                continue
             spread = f" ± {(row['high'] - row['low']) / 2:.1f}" if row["n"] > 1 else ""
             cells.append(f"{row['value']:.1f}{spread}")
-        first = mine[claims[0]]
-        lines.append(f"| {method} | {first['state_bytes']} | {first['n']} | " + " | ".join(cells) + " |")
+        size = max((row["state_bytes"] or 0 for row in mine.values()), default=0) or ""
+        n = max(row["n"] for row in mine.values()) or "published"
+        lines.append(f"| {method} | {size} | {n} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -113,7 +117,10 @@ SECTIONS = {
 }  # fmt: skip
 
 
-WIDE = {"recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")]}
+WIDE = {
+    "sequential": [*(f"continual-{n}" for n in (10, 50, 100, 200, 400, 600)), "continual-600-drop"],
+    "recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")],
+}
 
 
 def write(text: str, rows: list[Row]) -> str:

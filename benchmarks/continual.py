@@ -4,7 +4,7 @@
     python -m benchmarks.continual collect [METHOD=RUN]...      measure every run there, and runs from elsewhere under a name of
                                                                 their own; rows of methods without a run stay as they were
 `random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in RUN/sequential.json
-is read, not made again. Encoders learn from the first 763 background classes, the other 200 and their rotations choose the
+is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background classes, the other 200 and their rotations choose the
 rates, and the 600 classes of a stream are drawn from the evaluation part.
 """
 
@@ -88,14 +88,15 @@ def collect(named: dict[str, str]) -> None:
 
 
 def measure(run: Path, encoder: str) -> tuple[dict[str, Any], str]:
-    """What `nestmem sequential` wrote into the run, made now if it is not there; and how far the encoder was trained."""
+    """What `nestmem sequential` says of the newest checkpoint, asked now if it was not; and how far the training had come."""
     path = run / ("sequential.json" if encoder == "trained" else "sequential-random.json")
-    if not path.is_file():
+    newest = (
+        max(int(p.name.removeprefix("step-")) for p in run.glob("checkpoints/step-*")) if encoder == "trained" else 0
+    )
+    if not path.is_file() or json.loads(path.read_text())["step"] != newest:
         sequential(str(run), [*OPTIONS, f"encoder={encoder}"])
-    result = json.loads(path.read_text())
-    config, done = jobs.stored_config(run), result["step"]
-    whole = done == config.trainer.steps or not done
-    return result, f"{done} updates" if whole else f"{done} of {config.trainer.steps} updates"
+    steps = jobs.stored_config(run).trainer.steps
+    return json.loads(path.read_text()), f"{newest} updates" if newest in (0, steps) else f"{newest} of {steps} updates"
 
 
 def measured(title: str, run: Path, result: dict[str, Any], trained: str) -> list[dict[str, Any]]:
