@@ -1,9 +1,10 @@
 """A policy and a value whose only way to learn within a trial is a memory: what was seen, done and paid goes in as tokens.
 
 Token of step t (Duan et al. 2016; Wang et al. 2016):  content [observation], cue [barcode], outcome [embedding of the action and
-reward of step t-1, and whether an episode ended there]. So an associative memory binds what came of a step to what was seen at
-it, and a recurrent one reads the same numbers as any RL^2 network.
-    policy, value = MLP([what the memory answers, content, cue])
+reward of step t-1, whether an episode ended there, and the content they led to]. So an associative memory binds what came of a
+step to what was seen at it, and a recurrent one reads the same numbers as any RL^2 network.
+    policy, value = MLP([symlog(what the memory answers), content, cue]),   symlog(x) = sign(x) log(1 + |x|)
+Sums over a trial grow with its length; their logarithm does not saturate a layer and keeps what a count says of certainty.
 Legend: N trials, T steps, O numbers of an observation, A of an action (one-hot where discrete), C content, V outcome width.
 """
 
@@ -63,7 +64,7 @@ class Agent(nn.Module):
         self.fields = Fields(content, env.cue, width, labels=False)
         # Without biases: a zero outcome says that nothing came before.
         self.outcome = nn.Sequential(
-            nn.Linear(self.actions + 2, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False)
+            nn.Linear(self.actions + 2 + content, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False)
         )
         self.memory = make_memory(self.fields)
         self.policy, self.value = (head(self.fields.width, width, out) for out in (self.actions, 1))
@@ -81,13 +82,15 @@ class Agent(nn.Module):
                 observation = F.pad(observation, (1, 0), value=1.0)
         else:
             observation = self.encode(self.normal(observation)).tanh()
-        outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended], -1))
+        led_to = observation[..., : self.fields.content] * (seen.before != 0).any(-1, keepdim=True)
+        outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended, led_to], -1))
         return torch.cat([observation, outcome], -1)
 
     def judge(self, tokens: Tensor, answer: Tensor) -> tuple[Distribution, Tensor]:
         """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
         known = self.fields.content + self.fields.cue
-        features = torch.cat([tokens[..., :known], self.fields.split(answer)[2]], -1)
+        said = self.fields.split(answer)[2]
+        features = torch.cat([tokens[..., :known], said.sign() * said.abs().log1p()], -1)
         given, value = self.policy(features), self.value(features)[..., 0]
         if self.discrete:
             return Categorical(logits=given, validate_args=False), value

@@ -43,6 +43,12 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "lstm-vs-nn-lstm-cpu": (at_least(0.9), ""),
     "recurrence-vs-fla-gpu": (at_least(0.67), ""),
     "stream-flatness": (at_most(1.1), ""),
+    "bandit-10-5": (at_least(6.6), "RL2, linear attention"),
+    "bandit-100-5": (at_least(78.3), "RL2, linear attention"),
+    "bandit-500-5": (at_least(405), "RL2, linear attention"),
+    "mdp-10": (at_least(156.2), "RL2, LSTM"),
+    "mdp-25": (at_least(445.7), "RL2, LSTM"),
+    "barcode-second-visit": (at_most(0.1), "RL2, nested over LSTM"),
 }
 
 

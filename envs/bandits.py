@@ -1,9 +1,9 @@
 """Bandits: Bernoulli arms that are new in every trial, and contextual ones that come back with a barcode.
 
 `Bandits` (Duan et al. 2016): k arms, p_a ~ U[0, 1]; a pull is an episode, n of them a trial, and nothing is observed but rewards.
-`Barcodes` (after Ritter et al. 2018, episodic LSTM): an episode is `pulls` pulls of a bandit whose good arm pays with
-probability .9 and the others with .1, under a random barcode of bits. In a trial `tasks` bandits come `visits` times each, in
-random order: who remembers the barcode need not explore again. Shuffled barcodes say nothing on the task, the control. Sizes are ours.
+`Barcodes` (after Ritter et al. 2018, episodic LSTM): an episode is `pulls` pulls of a bandit with one arm that pays with
+probability .9 and others with .1, under a random barcode of bits. In a trial `tasks` bandits come `visits` times each, in random
+order, so who remembers the barcode need not explore again. Shuffled barcodes say nothing, the control. The sizes are ours.
 Legend: N trials, k arms.
 """
 
