@@ -1,0 +1,79 @@
+"""Channels of a search: rankings of the items that meet a filter, by meaning, by words, and by time.
+
+    dense   exact scan of one vector space: cosine, dot product or minus the distance
+    words   BM25 over the texts, any word of the query
+    time    minus the seconds between the item's event and a point in time, 0 inside the event
+
+Each returns its best `depth` as (seq, id, score), ties by id. The present is answered from the vector cache and the
+word index; any other time from the rows themselves, with the same scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy import Connection, and_, func, select
+from torch import Tensor
+
+from nestmem.store.cache import DIGITS, VectorCache, load, similarity, top
+from nestmem.store.engine import Engine
+from nestmem.store.rows import Filter, check_vector, need_space, spaces, visible
+from nestmem.store.schema import item
+
+Scored = list[tuple[int, str, float]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is searched: a namespace at a generation (None: now), under a filter."""
+
+    namespace: str
+    at: int | None
+    where: Filter
+
+    @property
+    def present(self) -> bool:
+        return self.at is None and self.where.valid_at is None
+
+    @property
+    def seen(self) -> sa.ColumnElement[bool]:
+        return visible(self.at, self.where.valid_at)
+
+    @property
+    def clause(self) -> sa.ColumnElement[bool]:
+        return and_(item.c.namespace == self.namespace, self.seen, self.where.clause())
+
+
+def dense(conn: Connection, cache: VectorCache, scope: Scope, vector: Tensor, space: str, depth: int) -> Scored:
+    row, of = need_space(spaces(conn), space)
+    query = check_vector(vector, of)
+    if scope.present:
+        among = None
+        if not scope.where.plain:
+            among = np.array(conn.execute(select(item.c.seq).where(scope.clause)).scalars().all(), dtype=np.int64)
+        with cache.lock:
+            return cache.block(conn, scope.namespace, row, of).best(query, depth, scope.where.levels, among)
+    seqs, ids, _, matrix = load(conn, row, of, scope.clause)
+    scores = np.round(similarity(matrix, query, of.metric).numpy(), DIGITS)
+    return top(scores, seqs, ids, depth)
+
+
+def words(conn: Connection, engine: Engine, scope: Scope, text: str, depth: int) -> Scored:
+    if scope.present:
+        return engine.words(conn, text, scope.clause, depth)
+    # Scored among all that was visible then, as the index of that time would have, and only then filtered.
+    then = conn.execute(select(item.c.seq, item.c.text).where(scope.seen)).all()
+    scores = engine.words_among([(row.seq, row.text) for row in then], text)
+    wanted = conn.execute(select(item.c.seq, item.c.id).where(scope.clause)).all()
+    found = [(row.seq, row.id, scores[row.seq]) for row in wanted if row.seq in scores]
+    return sorted(found, key=lambda f: (-f[2], f[1]))[:depth]
+
+
+def near(conn: Connection, scope: Scope, moment: float, depth: int) -> Scored:
+    begin = func.coalesce(item.c.event_from, item.c.recorded_at)
+    end = func.coalesce(item.c.event_to, begin)
+    gap = sa.case((begin > moment, begin - moment), (end < moment, moment - end), else_=0.0).label("gap")
+    rows = conn.execute(select(item.c.seq, item.c.id, gap).where(scope.clause).order_by(gap, item.c.id).limit(depth))
+    return [(row.seq, row.id, -float(row.gap)) for row in rows]

@@ -1,0 +1,187 @@
+"""Consolidation: make what a policy says should exist, one subtree at a time, each in one transaction.
+
+The policy reads the items of a subtree as of one generation, outside any lock. The transaction then checks that they
+are still the same, publishes the new items with their links and retires the policy's old ones; otherwise it computes
+again. Ids are made from the members, so a run after a crash finds its own work and does the rest; a second run does
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Connection, and_, insert, select, update
+from torch import Tensor
+
+from nestmem.store.engine import Engine, Transaction, last_commit
+from nestmem.store.model import Item, New, dumps, make_id
+from nestmem.store.policies import Derived, Policy
+from nestmem.store.rows import COLUMNS, IN_TIME, need_space, spaces, to_item, unpack, visible
+from nestmem.store.schema import item, job, link, vector
+from nestmem.store.writes import Row, add, cut, keys, prepare, retire, tie
+
+TRIES = 3
+
+
+class Consolidated(NamedTuple):
+    """Ids made, ids that were right already, ids retired, and the subtrees that changed (or would, in a dry run)."""
+
+    created: tuple[str, ...]
+    kept: tuple[str, ...]
+    retired: tuple[str, ...]
+    roots: tuple[str, ...]
+    generation: int
+
+
+@dataclass
+class Plan:
+    """What one subtree needs: `make` pairs each new item with the key and id it will have."""
+
+    inputs: tuple[str, ...]
+    make: list[tuple[Row, Derived]]
+    members: dict[str, tuple[str, ...]]
+    kept: list[str]
+    retire: list[Item]
+
+
+def consolidate(
+    engine: Engine, policy: Policy, namespace: str, roots: Sequence[str] | None, *, dry_run: bool
+) -> Consolidated:
+    """Bring every subtree (or the named ones) to what the policy says."""
+    about = dumps([namespace, policy.config(), list(roots) if roots is not None else None])
+    job_id = make_id(0, "job", policy.name, about)
+    with engine.read() as conn:
+        need_space(spaces(conn), policy.space)
+        there = select(item.c.root).where(item.c.namespace == namespace, item.c.level == policy.source, visible(None))
+        mine = select(item.c.root).where(item.c.namespace == namespace, item.c.writer == _writer(policy), visible(None))
+        every = sorted({*conn.execute(there.distinct()).scalars(), *conn.execute(mine.distinct()).scalars()})
+        started = conn.execute(select(job.c.cursor).where(job.c.id == job_id, job.c.state == "running")).scalar()
+        generation = last_commit(conn)[0]
+    chosen = [r for r in every if roots is None or r in roots]
+    if started is not None and not dry_run:
+        chosen = [r for r in chosen if r > started]
+    created: list[str] = []
+    kept: list[str] = []
+    retired: list[str] = []
+    touched: list[str] = []
+    for root in chosen:
+        with engine.read() as conn:
+            plan = make_plan(conn, policy, namespace, root)
+        for attempt in range(TRIES + 1):
+            if dry_run or not (plan.make or plan.retire):
+                break
+            with engine.write("consolidate") as change:
+                if inputs(change.conn, policy, namespace, root)[0] != plan.inputs or attempt == TRIES:
+                    fresh = make_plan(change.conn, policy, namespace, root) if attempt == TRIES else None
+                else:
+                    fresh = plan
+                if fresh is not None:
+                    publish(engine, change, policy, fresh)
+                    _mark(change, job_id, policy, about, root, "running")
+                    plan, generation = fresh, change.generation
+            if fresh is not None:
+                break
+            with engine.read() as conn:
+                plan = make_plan(conn, policy, namespace, root)
+        created += [row.id for row, _ in plan.make]
+        kept += plan.kept
+        retired += [i.id for i in plan.retire]
+        touched += [root] if plan.make or plan.retire else []
+    if not dry_run and (touched or started is not None):
+        with engine.write("job") as change:
+            _mark(change, job_id, policy, about, "", "done")
+            change.changed([job_id])
+            generation = change.generation
+    return Consolidated(tuple(created), tuple(kept), tuple(retired), tuple(touched), generation)
+
+
+def _writer(policy: Policy) -> str:
+    return f"consolidate:{policy.name}"
+
+
+def _mark(change: Transaction, ident: str, policy: Policy, about: str, cursor: str, state: str) -> None:
+    values = dict(kind=policy.name, config=about, cursor=cursor, state=state, input_generation=change.generation - 1)
+    done = change.conn.execute(update(job).where(job.c.id == ident).values(**values))
+    if not done.rowcount:
+        change.conn.execute(insert(job).values(id=ident, **values))
+
+
+def inputs(conn: Connection, policy: Policy, namespace: str, root: str) -> tuple[tuple[str, ...], list[Item], Tensor]:
+    """What the policy reads: ids, items and vectors [N, D], in order of time."""
+    row, of = need_space(spaces(conn), policy.space)
+    wanted = and_(item.c.namespace == namespace, item.c.root == root, item.c.level == policy.source, visible(None))
+    query = (
+        select(*COLUMNS, vector.c.blob).join(vector, vector.c.seq == item.c.seq).where(vector.c.space == row, wanted)
+    )
+    rows = conn.execute(query.order_by(*IN_TIME)).all()
+    items = [to_item(r) for r in rows]
+    return tuple(i.id for i in items), items, unpack([r.blob for r in rows], of.dim)
+
+
+def make_plan(conn: Connection, policy: Policy, namespace: str, root: str) -> Plan:
+    ids, items, vectors = inputs(conn, policy, namespace, root)
+    wanted = policy.derive(items, vectors) if items else []
+    config = hashlib.sha256(dumps(policy.config()).encode()).hexdigest()[:16]
+    news: list[New] = []
+    for each in wanted:
+        members = [items[m] for m in each.members]
+        made_of = hashlib.sha256(dumps([config, each.level, [m.id for m in members]]).encode()).hexdigest()[:32]
+        digest = each.digest
+        new = New(
+            each.text, key=f"{policy.name}:{made_of}", level=each.level, kind=each.kind, namespace=namespace, root=root,
+            vectors={policy.space: each.vector} if bool(each.vector.any()) else {}, parents=[m.id for m in members],
+            digest=digest, event_from=digest.get("from"), event_to=digest.get("to"), writer=_writer(policy),
+            importance=max(m.importance for m in members), confidence=min(m.confidence for m in members),
+            trust=min(m.trust for m in members),
+        )  # fmt: skip
+        news.append(new)
+    held = keys(conn, news)
+    known = spaces(conn)
+    plan = Plan(ids, [], {}, [], [])
+    for new, each in zip(news, wanted):
+        there = held.get((namespace, new.key or ""))
+        if there is not None and there.id is not None:
+            plan.kept.append(there.id)  # forgotten ones too: what a person forgot is not made again
+            continue
+        version = 1 + (there.version if there else 0)
+        complete, blobs = prepare(new, known)
+        newest = max(items[m].recorded_at for m in each.members)
+        plan.make.append(
+            (Row(complete, make_id(int(newest * 1000), new.key, namespace, version), version, blobs), each)
+        )
+    mine = and_(item.c.namespace == namespace, item.c.root == root, item.c.writer == _writer(policy), visible(None))
+    old = [to_item(r) for r in conn.execute(select(*COLUMNS).where(mine).order_by(item.c.seq))]
+    plan.retire = [i for i in old if i.id not in set(plan.kept)]
+    for each_old in plan.retire:
+        made_from = select(link.c.dst).where(link.c.src == each_old.id, link.c.type == "derived_from")
+        plan.members[each_old.id] = tuple(conn.execute(made_from).scalars())
+    return plan
+
+
+def publish(engine: Engine, change: Transaction, policy: Policy, plan: Plan) -> None:
+    """Retire the old, write the new, tie them: new over its members, new over what it replaces."""
+    if plan.retire:
+        retire(engine, change, plan.retire)
+        for old in plan.retire:
+            cut(change, and_(link.c.src == old.id, link.c.type == "contains"))
+            cut(change, and_(link.c.dst == old.id, link.c.type == "contains"))
+    add(engine, change, [row for row, _ in plan.make])
+    for row, made in plan.make:
+        if made.contains:
+            for member in row.new.parents:
+                inside = select(link.c.seq).where(
+                    link.c.dst == member, link.c.type == "contains", link.c.died.is_(None)
+                )
+                if change.conn.execute(inside).first() is None:  # a place given by hand stays
+                    tie(change, (row.id, row.new.level), (member, policy.source), "contains")
+    for old in plan.retire:
+        heirs = [
+            row
+            for row, _ in plan.make
+            if set(row.new.parents) & set(plan.members[old.id]) and row.new.level >= old.level
+        ]
+        for row in heirs[:1]:
+            tie(change, (row.id, row.new.level), (old.id, old.level), "supersedes")

@@ -1,0 +1,248 @@
+"""Reading a store as it is, or as it was at a generation: get, search, tree, evidence, links. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, and_, exists, func, or_, select
+from torch import Tensor
+
+from nestmem.store.cache import VectorCache
+from nestmem.store.channels import Scope
+from nestmem.store.engine import Engine, last_commit, seqs_of
+from nestmem.store.errors import StoreError
+from nestmem.store.fusion import ReciprocalRank
+from nestmem.store.model import (
+    LINK_TYPES,
+    Budget,
+    Dynamics,
+    Evidence,
+    Found,
+    Hyperedge,
+    Item,
+    Link,
+    Space,
+    check_number,
+    check_one_of,
+    check_text,
+    content_hash,
+)
+from nestmem.store.retention import Retention
+from nestmem.store.rows import (
+    COLUMNS,
+    IN_TIME,
+    Filter,
+    alive,
+    get_dynamics,
+    get_items,
+    need_items,
+    need_space,
+    spaces,
+    to_item,
+    unpack,
+    visible,
+)
+from nestmem.store.schema import hyperedge, item, journal, link, member, vector
+from nestmem.store.search import Question, search
+
+
+class Reader:
+    """A store at one generation; `at` None: always the newest. Times are Unix seconds."""
+
+    def __init__(self, engine: Engine, cache: VectorCache, namespace: str, retention: Retention, at: int | None):
+        self._engine, self._cache, self._at = engine, cache, at
+        self.namespace, self.retention = namespace, retention
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.read() as conn:
+            yield conn
+
+    @property
+    def generation(self) -> int:
+        """The number of the last commit seen."""
+        if self._at is not None:
+            return self._at
+        with self._read() as conn:
+            return last_commit(conn)[0]
+
+    def get(self, ident: str) -> Item:
+        """An item by id; StoreError if it is not there (at this generation)."""
+        with self._read() as conn:
+            return need_items(conn, [ident], "id", self._at)[ident]
+
+    def find(self, key: str, *, namespace: str | None = None) -> Item | None:
+        """The current item under a key, or None."""
+        check_text("key", key)
+        with self._read() as conn:
+            where = and_(item.c.namespace == (namespace or self.namespace), item.c.key == key, visible(self._at))
+            row = conn.execute(select(*COLUMNS).where(where)).first()
+            return None if row is None else to_item(row)
+
+    def history(self, key: str, *, namespace: str | None = None) -> list[Item]:
+        """All versions under a key, oldest first, as known at this generation."""
+        check_text("key", key)
+        with self._read() as conn:
+            where = and_(item.c.namespace == (namespace or self.namespace), item.c.key == key)
+            if self._at is not None:
+                where = and_(where, item.c.born <= self._at)
+            return [to_item(row) for row in conn.execute(select(*COLUMNS).where(where).order_by(item.c.version))]
+
+    def items(self, where: Filter | None = None, *, namespace: str | None = None) -> list[Item]:
+        """All items that meet a filter, in the order they were recorded."""
+        scope = Scope(namespace or self.namespace, self._at, (where or Filter()).check())
+        with self._read() as conn:
+            return [to_item(row) for row in conn.execute(select(*COLUMNS).where(scope.clause).order_by(item.c.seq))]
+
+    def vector(self, ident: str, space: str) -> Tensor:
+        """An item's vector in a space, `[dim]`, as it was put."""
+        with self._read() as conn:
+            need_items(conn, [ident], "id", self._at)
+            row, of = need_space(spaces(conn), space)
+            seq = seqs_of(conn, [ident])[ident]
+            blob = conn.execute(select(vector.c.blob).where(vector.c.seq == seq, vector.c.space == row)).scalar()
+            if blob is None:
+                raise StoreError(f"vector: item {ident} has none in space {space!r}")
+            return unpack([blob], of.dim)[0]
+
+    def spaces(self) -> dict[str, Space]:
+        with self._read() as conn:
+            return {name: of for name, (_, of) in spaces(conn).items()}
+
+    def namespaces(self) -> list[str]:
+        with self._read() as conn:
+            return list(conn.execute(select(item.c.namespace).distinct().order_by(item.c.namespace)).scalars())
+
+    def dynamics(self, ident: str) -> Dynamics:
+        """What use has done to an item. Always of now: counters have no history."""
+        with self._read() as conn:
+            need_items(conn, [ident], "id", self._at)
+            seq = seqs_of(conn, [ident])[ident]
+            return get_dynamics(conn, [seq]).get(seq, Dynamics())
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        vector: Tensor | None = None,
+        space: str | None = None,
+        near: float | None = None,
+        k: int = 10,
+        where: Filter | None = None,
+        namespace: str | None = None,
+        budget: Budget | None = None,
+        fusion: ReciprocalRank | None = None,
+        decay: bool = False,
+        distinct: bool = True,
+        explain: bool = False,
+    ) -> Found:
+        """The k best items by words (`text`), meaning (`vector` `[dim]` in `space`) and time (`near`), whichever are
+        given.
+
+        where: what is searched at all. decay: weigh by retention (what was useful lately comes first). distinct: fold
+        items of the same text. explain: ranks per channel and the path in the tree. Equal scores are ordered by id.
+        """
+        ask = Question(
+            scope=Scope(namespace or self.namespace, self._at, where or Filter()),
+            text=text, vector=vector, space=space, near=near, k=k, budget=budget or Budget(),
+            fusion=fusion or ReciprocalRank(), retention=self.retention if decay else None, distinct=distinct,
+            explain=explain, now=self._engine.clock(),
+        )  # fmt: skip
+        with self._read() as conn:
+            return search(self._engine, self._cache, conn, ask, last_commit(conn)[0] if self._at is None else self._at)
+
+    # What ties items.
+
+    def links(self, ident: str, type: str | None = None) -> list[Link]:
+        """Links that begin or end at an item."""
+        if type is not None:
+            check_one_of("type", type, LINK_TYPES)
+        with self._read() as conn:
+            need_items(conn, [ident], "id", self._at)
+            where = and_(or_(link.c.src == ident, link.c.dst == ident), alive(link, self._at))
+            if type is not None:
+                where = and_(where, link.c.type == type)
+            rows = conn.execute(select(link).where(where).order_by(link.c.seq))
+            return [Link(r.src, r.dst, r.type, r.weight, r.evidence, r.born, r.died) for r in rows]
+
+    def children(self, ident: str) -> list[Item]:
+        """What an item contains, in order of events, then of recording."""
+        return self._across(ident, "contains", down=True)
+
+    def parents(self, ident: str) -> list[Item]:
+        """What contains an item: one item at most."""
+        return self._across(ident, "contains", down=False)
+
+    def roots(self, *, namespace: str | None = None) -> list[Item]:
+        """Items that nothing contains."""
+        inside = exists().where(link.c.dst == item.c.id, link.c.type == "contains", alive(link, self._at))
+        where = and_(item.c.namespace == (namespace or self.namespace), visible(self._at), ~inside)
+        with self._read() as conn:
+            return [to_item(row) for row in conn.execute(select(*COLUMNS).where(where).order_by(*IN_TIME))]
+
+    def _across(self, ident: str, type: str, *, down: bool) -> list[Item]:
+        near, far = (link.c.src, link.c.dst) if down else (link.c.dst, link.c.src)
+        with self._read() as conn:
+            need_items(conn, [ident], "id", self._at)
+            tied = select(far).where(near == ident, link.c.type == type, alive(link, self._at))
+            where = and_(item.c.id.in_(tied), visible(self._at))
+            return [to_item(row) for row in conn.execute(select(*COLUMNS).where(where).order_by(*IN_TIME))]
+
+    def hyperedges(self, ident: str) -> list[Hyperedge]:
+        """The relations an item takes part in."""
+        with self._read() as conn:
+            need_items(conn, [ident], "id", self._at)
+            mine = select(member.c.edge).where(member.c.item == ident)
+            found = []
+            for row in conn.execute(
+                select(hyperedge).where(hyperedge.c.id.in_(mine), alive(hyperedge, self._at))
+            ).all():
+                roles = {m.item: m.role for m in conn.execute(select(member).where(member.c.edge == row.id))}
+                found.append(Hyperedge(row.id, row.kind, roles, row.description, row.born, row.died))
+            return found
+
+    def evidence(self, ident: str) -> list[Evidence]:
+        """The verbatim spans that an item rests on, itself if it is one; also those that were superseded since."""
+        with self._read() as conn:
+            start = need_items(conn, [ident], "id", self._at)[ident]
+            seen: dict[str, Item] = {}
+            front = [start]
+            while front:
+                seen |= {i.id: i for i in front}
+                below: set[str] = set()
+                for each in front:
+                    if each.level != 0:
+                        rests = select(link.c.dst).where(link.c.src == each.id, link.c.type == "derived_from")
+                        below |= set(conn.execute(rests).scalars())
+                front = [
+                    i
+                    for i in get_items(conn, sorted(below - set(seen)), any_state=True).values()
+                    if i.ended != "erased"
+                ]
+            spans = sorted((i for i in seen.values() if i.level == 0), key=lambda i: (i.source, i.start or 0, i.id))
+            return [
+                Evidence(i.id, i.text, i.source, i.start, i.stop, content_hash(i.text) == i.content_hash) for i in spans
+            ]
+
+    # Other times.
+
+    def as_of(self, *, generation: int | None = None, time: float | None = None) -> Reader:
+        """The store as it was at a generation, or at a time by its clock."""
+        if (generation is None) == (time is None):
+            raise ValueError("as_of: expected either a generation or a time")
+        with self._read() as conn:
+            newest = last_commit(conn)[0]
+            if time is not None:
+                past = select(func.max(journal.c.generation)).where(journal.c.recorded_at <= check_number("time", time))
+                generation = conn.execute(past).scalar() or 0
+        if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation <= newest:
+            raise ValueError(f"generation: expected 0 to {newest}, got {generation!r}")
+        return Reader(self._engine, self._cache, self.namespace, self.retention, generation)
+
+    def journal(self, last: int = 20) -> list[dict[str, Any]]:
+        """The last commits, newest first: generation, op, actor, how many items, when."""
+        with self._read() as conn:
+            rows = conn.execute(select(journal).order_by(journal.c.generation.desc()).limit(last))
+            return [{n: v for n, v in row._mapping.items() if n != "hash"} for row in rows]  # noqa: SLF001

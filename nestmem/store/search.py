@@ -1,0 +1,157 @@
+"""Finding items: filter first, rank by several channels (`channels.py`), fuse them into one order (`fusion.py`), ties
+by id.
+
+Items of the same text are folded into the best of them. Where that leaves too few, the channels are asked for more:
+there are never fewer than k results while k items match.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+from torch import Tensor
+
+from nestmem.store import channels
+from nestmem.store.cache import VectorCache
+from nestmem.store.channels import Scope, Scored
+from nestmem.store.engine import Engine, chunks
+from nestmem.store.fusion import Part, ReciprocalRank
+from nestmem.store.model import Budget, Dynamics, Found, Hit, Rank, check_number
+from nestmem.store.retention import Retention
+from nestmem.store.rows import get_dynamics, get_items
+from nestmem.store.schema import item, link
+
+
+@dataclass(frozen=True)
+class Question:
+    """A search, with everything settled. `now` is when it is asked, for decay."""
+
+    scope: Scope
+    text: str | None
+    vector: Tensor | None
+    space: str | None
+    near: float | None
+    k: int
+    budget: Budget
+    fusion: ReciprocalRank
+    retention: Retention | None
+    distinct: bool
+    explain: bool
+    now: float
+
+    def check(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k: expected a whole number of at least 1, got {self.k!r}")
+        if (self.vector is None) != (self.space is None):
+            raise ValueError("vector: expected together with space, the name of the space it lies in")
+        if self.text is None and self.vector is None and self.near is None:
+            raise ValueError("search: expected a text, a vector with its space, or a time to be near")
+        if self.text is not None and not isinstance(self.text, str):
+            raise ValueError(f"text: expected a string, got {type(self.text).__name__}")
+        if self.near is not None:
+            check_number("near", self.near)
+        for name, value in self.budget._asdict().items():
+            if value is not None:
+                check_number(f"budget.{name}", value, low=0)
+        self.scope.where.check()
+
+
+def search(engine: Engine, cache: VectorCache, conn: Connection, ask: Question, generation: int) -> Found:
+    ask.check()
+    deadline = None if ask.budget.ms is None else time.monotonic() + ask.budget.ms / 1000
+    limit = ask.k if ask.budget.items is None else min(ask.k, ask.budget.items)
+    depth = max(ask.fusion.depth, limit)
+    while True:
+        rankings, late = _ask(engine, cache, conn, ask, depth, deadline)
+        parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()})
+        seqs = {ident: seq for rows in rankings.values() for seq, ident, _ in rows}
+        decays = decay_factors(conn, seqs, ask.retention, ask.now)
+        scores = {i: decays[i] * sum(p.part for p in by.values()) for i, by in parts.items()}
+        order = sorted(scores, key=lambda i: (-round(scores[i], 12), i))
+        kept = first_of_each_text(conn, order, limit) if ask.distinct else order[:limit]
+        if len(kept) >= limit or late or all(len(rows) < depth for rows in rankings.values()):
+            break
+        depth *= 4
+    stopped = "ms" if late else "exhausted" if len(kept) < limit else "k" if limit == ask.k else "items"
+    items = get_items(conn, kept, any_state=True)
+    hits: list[Hit] = []
+    size = 0
+    for ident in kept:
+        size += len(items[ident].text.encode())
+        if ask.budget.bytes is not None and size > ask.budget.bytes:
+            stopped = "bytes"
+            break
+        why = _ranks(rankings, parts[ident]) if ask.explain else {}
+        hits.append(Hit(items[ident], scores[ident], why, decays[ident], path_to(conn, ident) if ask.explain else ()))
+    return Found(tuple(hits), generation, stopped)
+
+
+def _ask(
+    engine: Engine, cache: VectorCache, conn: Connection, ask: Question, depth: int, deadline: float | None
+) -> tuple[dict[str, Scored], bool]:
+    """Rankings by channel, and whether time ran out before all were asked. One is always asked."""
+    found: dict[str, Scored] = {}
+    for channel, given in (("dense", ask.vector), ("words", ask.text), ("time", ask.near)):
+        if given is None:
+            continue
+        if found and deadline is not None and time.monotonic() > deadline:
+            return found, True
+        if channel == "dense":
+            assert ask.vector is not None and ask.space is not None
+            found[channel] = channels.dense(conn, cache, ask.scope, ask.vector, ask.space, depth)
+        elif channel == "words":
+            assert ask.text is not None
+            found[channel] = channels.words(conn, engine, ask.scope, ask.text, depth)
+        else:
+            assert ask.near is not None
+            found[channel] = channels.near(conn, ask.scope, ask.near, depth)
+    return found, False
+
+
+def _ranks(rankings: Mapping[str, Scored], parts: Mapping[str, Part]) -> dict[str, Rank]:
+    return {c: Rank(p.rank, rankings[c][p.rank - 1][2], p.part) for c, p in parts.items()}
+
+
+def first_of_each_text(conn: Connection, order: Sequence[str], limit: int) -> list[str]:
+    """The first `limit` ids that differ in text."""
+    kept: list[str] = []
+    seen: set[str] = set()
+    for piece in chunks(order):
+        rows = conn.execute(select(item.c.id, item.c.content_hash).where(item.c.id.in_(piece))).all()
+        hashes = {row.id: row.content_hash for row in rows}
+        for ident in piece:
+            if hashes[ident] not in seen:
+                seen.add(hashes[ident])
+                kept.append(ident)
+        if len(kept) >= limit:
+            break
+    return kept[:limit]
+
+
+def decay_factors(conn: Connection, seqs: Mapping[str, int], policy: Retention | None, now: float) -> dict[str, float]:
+    """What is left of each item at time `now`, by id; 1 without a policy."""
+    if policy is None:
+        return dict.fromkeys(seqs, 1.0)
+    left: dict[str, float] = {}
+    moved = get_dynamics(conn, list(seqs.values()))
+    for piece in chunks(list(seqs.values())):
+        columns = (item.c.id, item.c.seq, item.c.level, item.c.recorded_at, item.c.pinned)
+        for row in conn.execute(select(*columns).where(item.c.seq.in_(piece))):
+            use = moved.get(row.seq, Dynamics())
+            since = row.recorded_at if use.last_useful is None else max(use.last_useful, row.recorded_at)
+            left[row.id] = 1.0 if row.pinned else policy.retention(now - since, row.level, use.strength)
+    return left
+
+
+def path_to(conn: Connection, ident: str) -> tuple[str, ...]:
+    """Ids from the top of the tree down to an item, by current containment."""
+    path = [ident]
+    while True:
+        up = select(link.c.src).where(link.c.dst == path[0], link.c.type == "contains", link.c.died.is_(None))
+        parent = conn.execute(up).scalar()
+        if parent is None or parent in path:
+            return tuple(path)
+        path.insert(0, parent)

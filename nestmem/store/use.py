@@ -1,0 +1,111 @@
+"""Use and decay: counting retrievals, strengthening what was useful, ageing by an injected clock, making room.
+
+The rule is a `Retention`. A tick at an equal clock changes nothing. It deletes nothing either, unless a capacity is
+given: then what is least worth keeping is forgotten (which `remember` undoes), never a pinned item, nor one on which
+a derived item rests alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import and_, insert, select, update
+
+from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
+from nestmem.store.model import Dynamics
+from nestmem.store.retention import Retention, utility_bound
+from nestmem.store.rows import get_dynamics, need_items, visible
+from nestmem.store.schema import dynamics, item, link
+from nestmem.store.writes import forget
+
+
+class Tick(NamedTuple):
+    """What a tick did: items by their state now, ids that changed state, ids forgotten to make room."""
+
+    states: dict[str, int]
+    moved: tuple[str, ...]
+    forgotten: tuple[str, ...]
+    generation: int
+
+
+def touch(change: Transaction, ids: Sequence[str], useful: bool, policy: Retention) -> None:
+    """Count a retrieval of each item; if it was useful, strengthen it by how much had faded."""
+    items = need_items(change.conn, ids, "ids")
+    seqs = seqs_of(change.conn, list(items))
+    before = get_dynamics(change.conn, list(seqs.values()))
+    for ident, seq in seqs.items():
+        old = before.get(seq, Dynamics())
+        new = old._replace(retrievals=old.retrievals + 1, last_access=max(change.now, old.last_access or change.now))
+        if useful:
+            since = items[ident].recorded_at if old.last_useful is None else old.last_useful
+            left = policy.retention(change.now - since, items[ident].level, old.strength)
+            strength = policy.strengthened(old.strength, left)
+            new = new._replace(
+                useful=old.useful + 1, strength=strength, last_useful=max(change.now, since), state="active"
+            )
+        _write(change, seq, new, seq in before)
+    change.changed(seqs)
+
+
+def _write(change: Transaction, seq: int, values: Dynamics, exists: bool) -> None:
+    row: dict[str, Any] = values._asdict()
+    if exists:
+        change.conn.execute(update(dynamics).where(dynamics.c.seq == seq).values(**row))
+    else:
+        change.conn.execute(insert(dynamics).values(seq=seq, **row))
+
+
+def decay_tick(engine: Engine, change: Transaction, namespace: str, policy: Retention, capacity: int | None) -> Tick:
+    """Bring states up to `change.now`; with a capacity, forget down to it."""
+    conn = change.conn
+    columns = (item.c.seq, item.c.id, item.c.level, item.c.recorded_at, item.c.pinned)
+    rows = conn.execute(select(*columns).where(item.c.namespace == namespace, visible(None)).order_by(item.c.seq)).all()
+    use = get_dynamics(conn, [row.seq for row in rows])
+    left: dict[int, float] = {}
+    states: dict[str, int] = {}
+    moved: list[str] = []
+    for row in rows:
+        old = use.get(row.seq, Dynamics())
+        since = row.recorded_at if old.last_useful is None else old.last_useful
+        left[row.seq] = 1.0 if row.pinned else policy.retention(change.now - since, row.level, old.strength)
+        state = policy.state(left[row.seq])
+        states[state] = states.get(state, 0) + 1
+        if state != old.state:
+            _write(change, row.seq, old._replace(state=state), row.seq in use)
+            moved.append(row.id)
+    change.changed(moved)
+    out: list[str] = []
+    if capacity is not None and len(rows) > capacity:
+        worth = {}
+        for row in rows:
+            if not row.pinned:
+                counts = use.get(row.seq, Dynamics())
+                worth[row.id] = left[row.seq] * (1 + utility_bound(counts.useful, counts.retrievals))
+        out = _least(change, worth, len(rows) - capacity, {row.id for row in rows})
+        forget(engine, change, out, reason="capacity")
+    return Tick(states, tuple(moved), tuple(out), change.generation)
+
+
+def _least(change: Transaction, worth: dict[str, float], many: int, present: set[str]) -> list[str]:
+    """Up to `many` ids of least worth, such that everything derived that stays still rests on something that stays."""
+    rests: dict[str, set[str]] = {}
+    carries: dict[str, set[str]] = {}
+    for piece in chunks(sorted(present)):
+        where = and_(link.c.src.in_(piece), link.c.type == "derived_from", link.c.died.is_(None))
+        for row in change.conn.execute(select(link.c.src, link.c.dst).where(where)):
+            if row.dst in present:
+                rests.setdefault(row.src, set()).add(row.dst)
+                carries.setdefault(row.dst, set()).add(row.src)
+    out: list[str] = []
+    for ident in sorted(worth, key=lambda i: (worth[i], i)):
+        if len(out) == many:
+            break
+        if any(rests[above] == {ident} for above in carries.get(ident, ())):
+            continue
+        for above in carries.get(ident, ()):
+            rests[above].discard(ident)
+        for below in rests.pop(ident, ()):
+            carries[below].discard(ident)
+        out.append(ident)
+    return out

@@ -1,0 +1,291 @@
+"""Writing items: put, supersede, forget, remember, erase. Each is one transaction; each checks everything first."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+
+from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
+from nestmem.store.errors import StoreError
+from nestmem.store.model import Item, New, Space, check_new, check_number, content_hash, dumps, make_id
+from nestmem.store.rows import check_vector, checksum, get_items, need_items, need_space, pack, spaces
+from nestmem.store.schema import dynamics, hidden, hyperedge, item, link, member, vector
+
+
+class Held(NamedTuple):
+    """What is known of a key: its current item, if it has one, and the newest version there ever was."""
+
+    id: str | None
+    seq: int
+    content_hash: str
+    level: int
+    version: int
+
+
+class Row(NamedTuple):
+    """An item about to be written: `new` complete, its vectors as bytes by row number of their space."""
+
+    new: New
+    id: str
+    version: int
+    blobs: Mapping[int, bytes]
+
+
+def put(engine: Engine, change: Transaction, news: Sequence[New], ids: Sequence[str] | None = None) -> list[str]:
+    """Put items, all or none. `ids` fixes their ids (consolidation derives them from content)."""
+    known = spaces(change.conn)
+    made = [prepare(new, known) for new in news]
+    held = keys(change.conn, [new for new, _ in made])
+    found: list[str] = []
+    rows: list[Row] = []
+    more: list[dict[str, Any]] = []  # vectors that an item did not have yet
+    for place, (new, blobs) in enumerate(made):
+        there = held.get((new.namespace or "", new.key or ""))
+        if there is not None and there.id is not None:
+            _same(engine, change, there, new)
+            found.append(there.id)
+            if there.seq and blobs:
+                has = set(change.conn.execute(select(vector.c.space).where(vector.c.seq == there.seq)).scalars())
+                fresh = [_vector_row(there.seq, s, change.generation, b) for s, b in blobs.items() if s not in has]
+                more += fresh
+                change.changed([there.id] if fresh else [])
+            continue
+        version = 1 + (there.version if there else 0)
+        ident = ids[place] if ids else _new_id(change, new, version)
+        rows.append(Row(new, ident, version, blobs))
+        found.append(ident)
+        held[new.namespace or "", new.key or ""] = Held(ident, 0, content_hash(new.text), new.level, version)
+    add(engine, change, rows)
+    if more:
+        change.conn.execute(insert(vector), more)
+    return found
+
+
+def add(engine: Engine, change: Transaction, rows: Sequence[Row]) -> None:
+    """Write new items with their vectors, words, and links to parents."""
+    if not rows:
+        return
+    conn = change.conn
+    parents = need_items(conn, list({p for row in rows for p in row.new.parents}), "parents")
+    conn.execute(insert(item), [_item_row(change, row, [parents[p] for p in row.new.parents]) for row in rows])
+    seqs = seqs_of(conn, [row.id for row in rows])
+    vectors = [_vector_row(seqs[row.id], s, change.generation, b) for row in rows for s, b in row.blobs.items()]
+    if vectors:
+        conn.execute(insert(vector), vectors)
+    engine.index_words(conn, [(seqs[row.id], row.new.text) for row in rows])
+    change.changed(row.id for row in rows)
+    for row in rows:
+        for parent in dict.fromkeys(row.new.parents):
+            tie(change, (row.id, row.new.level), (parent, parents[parent].level), "derived_from")
+
+
+def _new_id(change: Transaction, new: New, version: int) -> str:
+    return make_id(int(change.now * 1000), new.namespace, new.key, version, change.generation)
+
+
+def _item_row(change: Transaction, row: Row, parents: Sequence[Item]) -> dict[str, Any]:
+    new = row.new
+    values: dict[str, Any] = dict(
+        id=row.id, namespace=new.namespace, root=new.root, level=new.level, kind=new.kind, key=new.key,
+        version=row.version, text=new.text, digest=None if new.digest is None else dumps(new.digest),
+        content_hash=content_hash(new.text),
+        source=new.source, start=new.start, stop=new.stop, source_hash=new.source_hash,
+        event_from=_float(new.event_from), event_to=_float(new.event_to), recorded_at=float(change.now),
+        born=change.generation, importance=float(new.importance), confidence=float(new.confidence),
+        trust=float(new.trust), pinned=int(new.pinned), prior=int(new.prior),
+        taint=int(new.taint or any(p.taint for p in parents)), writer=new.writer, run=new.run, call_path=new.call_path,
+    )  # fmt: skip
+    return values | {"checksum": checksum(values)}
+
+
+def prepare(new: New, known: Mapping[str, tuple[int, Space]]) -> tuple[New, dict[int, bytes]]:
+    """An item with its defaults, and its vectors as bytes by space; a ValueError if anything is wrong."""
+    new = check_new(new)
+    if not isinstance(new.vectors, Mapping):
+        raise ValueError(f"vectors: expected a mapping from space to vector, got {type(new.vectors).__name__}")
+    of = {name: need_space(known, name) for name in new.vectors}
+    return new, {of[name][0]: pack(check_vector(v, of[name][1])) for name, v in new.vectors.items()}
+
+
+def keys(conn: Connection, news: Sequence[New]) -> dict[tuple[str, str], Held]:
+    """What is held under the keys of `news`, forgotten items included, by (namespace, key)."""
+    found: dict[tuple[str, str], Held] = {}
+    columns = (item.c.id, item.c.seq, item.c.key, item.c.content_hash, item.c.level, item.c.version, item.c.died)
+    for namespace in {new.namespace or "" for new in news}:
+        for piece in chunks([new.key for new in news if new.namespace == namespace]):
+            where = and_(item.c.namespace == namespace, item.c.key.in_(piece))
+            for row in conn.execute(select(*columns).where(where).order_by(item.c.version)):
+                ident = row.id if row.died is None else None
+                found[namespace, row.key] = Held(ident, row.seq, row.content_hash, row.level, row.version)
+    return found
+
+
+def _same(engine: Engine, change: Transaction, there: Held, new: New) -> None:
+    """An item that is put again. A forgotten one comes back; another text under the same key is a mistake."""
+    if there.content_hash != content_hash(new.text) or there.level != new.level:
+        raise ValueError(f"key: {new.key!r} already holds another text or level (item {there.id}); use supersede")
+    if change.conn.execute(select(hidden.c.seq).where(hidden.c.seq == there.seq, hidden.c.died.is_(None))).first():
+        assert there.id is not None
+        _unhide(engine, change, [(there.seq, get_items(change.conn, [there.id], any_state=True)[there.id])])
+
+
+def _vector_row(seq: int, space: int, generation: int, blob: bytes) -> dict[str, Any]:
+    return dict(seq=seq, space=space, born=generation, blob=blob, checksum=zlib.crc32(blob))
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def tie(
+    change: Transaction, src: tuple[str, int], dst: tuple[str, int], type: str, weight: float = 1.0, evidence: str = ""
+) -> None:
+    """A link that is not there yet; ends are (id, level)."""
+    ends = dict(src=src[0], src_level=src[1], dst=dst[0], dst_level=dst[1])
+    about = dict(type=type, weight=weight, evidence=evidence, recorded_at=change.now, born=change.generation)
+    change.conn.execute(insert(link).values(**ends, **about))
+
+
+def supersede(engine: Engine, change: Transaction, ident: str, new: New, *, to: str | None = None) -> str:
+    """Close an item and open its next version under the same key, in its place in the tree. Returns the new id.
+
+    With `event_from` the world changed then, and the old version stays true before it; without, the old one was a
+    mistake.
+    """
+    conn = change.conn
+    old = need_items(conn, [ident], "id")[ident]
+    known = spaces(conn)
+    fields: dict[str, Any] = dict(key=old.key, namespace=old.namespace, root=old.root, level=old.level)
+    for name, value in fields.items():
+        if getattr(new, name) not in (None, value, New.__dataclass_fields__[name].default):
+            raise ValueError(f"{name}: a new version keeps the old one's ({value!r}), got {getattr(new, name)!r}")
+    fields["kind"] = new.kind or old.kind
+    if old.level != 0 and not new.parents and not new.prior:
+        fields["parents"] = [i for i in _targets(conn, ident, "derived_from") if i in get_items(conn, [i])]
+        fields["prior"] = not fields["parents"]
+    new, blobs = prepare(replace(new, **fields), known)
+    since = check_number("event_from", new.event_from) if new.event_from is not None else None
+    begin = old.event_from if old.event_from is not None else old.recorded_at
+    if since is not None and since < begin:
+        raise ValueError(f"event_from: expected at least {begin:g}, where the old version begins, got {since:g}")
+    retire(engine, change, [old], closed=since)
+    made = to or _new_id(change, new, old.version + 1)
+    add(engine, change, [Row(new, made, old.version + 1, blobs)])
+    tie(change, (made, old.level), (old.id, old.level), "supersedes")
+    moving = and_(link.c.type == "contains", link.c.died.is_(None), or_(link.c.src == old.id, link.c.dst == old.id))
+    for row in conn.execute(select(link).where(moving)).all():
+        cut(change, link.c.seq == row.seq)
+        src = (made, old.level) if row.src == old.id else (row.src, row.src_level)
+        dst = (made, old.level) if row.dst == old.id else (row.dst, row.dst_level)
+        tie(change, src, dst, "contains", row.weight, row.evidence)
+    return made
+
+
+def retire(engine: Engine, change: Transaction, items: Sequence[Item], *, closed: float | None = None) -> None:
+    """Close the rows of current items: they become history."""
+    seqs = seqs_of(change.conn, [i.id for i in items])
+    values = dict(died=change.generation, superseded_at=change.now, ended="superseded", event_closed=closed)
+    for piece in chunks(list(seqs.values())):
+        change.conn.execute(update(item).where(item.c.seq.in_(piece)).values(**values))
+    engine.unindex_words(change.conn, [(seqs[i.id], i.text) for i in items])
+    change.changed(seqs)
+
+
+def cut(change: Transaction, where: sa.ColumnElement[bool]) -> int:
+    """Close the current links that meet `where`; how many."""
+    closing = update(link).where(where, link.c.died.is_(None))
+    return change.conn.execute(closing.values(died=change.generation, superseded_at=change.now)).rowcount
+
+
+def _targets(conn: Connection, ident: str, type: str) -> list[str]:
+    return list(
+        conn.execute(select(link.c.dst).where(link.c.src == ident, link.c.type == type).order_by(link.c.dst)).scalars()
+    )
+
+
+def forget(engine: Engine, change: Transaction, ids: Sequence[str], reason: str = "asked") -> None:
+    """Hide items from every reading of the present; `remember` undoes it. Forgetting twice is the same as once."""
+    there = get_items(change.conn, ids, any_state=True)
+    if missing := [i for i in ids if i not in there or there[i].died is not None]:
+        raise StoreError(f"ids: no current item {missing[0]!r}")
+    now = get_items(change.conn, ids)
+    seqs = seqs_of(change.conn, list(now))
+    if now:
+        rows = [dict(seq=s, born=change.generation, reason=reason, recorded_at=change.now) for s in seqs.values()]
+        change.conn.execute(insert(hidden), rows)
+        engine.unindex_words(change.conn, [(seqs[i.id], i.text) for i in now.values()])
+        change.changed(now)
+
+
+def remember(engine: Engine, change: Transaction, ids: Sequence[str]) -> None:
+    """Show forgotten items again."""
+    there = get_items(change.conn, ids, any_state=True)
+    if missing := [i for i in ids if i not in there or there[i].died is not None]:
+        raise StoreError(f"ids: no current item {missing[0]!r}; what is superseded or erased does not come back")
+    now = get_items(change.conn, ids)
+    back = [i for i in dict.fromkeys(ids) if i not in now]
+    seqs = seqs_of(change.conn, back)
+    _unhide(engine, change, [(seqs[i], there[i]) for i in back])
+
+
+def _unhide(engine: Engine, change: Transaction, rows: Sequence[tuple[int, Item]]) -> None:
+    for seq, each in rows:
+        change.conn.execute(
+            update(hidden).where(hidden.c.seq == seq, hidden.c.died.is_(None)).values(died=change.generation)
+        )
+        change.changed([each.id])
+    engine.index_words(change.conn, [(seq, each.text) for seq, each in rows])
+
+
+def erase(engine: Engine, change: Transaction, ids: Sequence[str]) -> list[str]:
+    """Empty the rows of items, of all their versions, and of everything derived from them. Returns the ids emptied."""
+    conn = change.conn
+    there = get_items(conn, ids, any_state=True)
+    if missing := [i for i in ids if i not in there]:
+        raise StoreError(f"ids: no item {missing[0]!r}")
+    doomed: dict[str, Item] = {}
+    front = list(there)
+    while front:
+        found = get_items(conn, front, any_state=True)
+        versions: list[str] = []
+        for each in found.values():
+            where = and_(item.c.namespace == each.namespace, item.c.key == each.key)
+            versions += conn.execute(select(item.c.id).where(where)).scalars()
+        family = get_items(conn, versions, any_state=True)
+        doomed |= {i: v for i, v in family.items() if v.ended != "erased"}
+        derived: set[str] = set()
+        for piece in chunks(list(family)):
+            where = and_(link.c.dst.in_(piece), link.c.type == "derived_from")
+            derived |= set(conn.execute(select(link.c.src).where(where)).scalars())
+        front = sorted(derived - set(doomed))
+        front = [i for i, v in get_items(conn, front, any_state=True).items() if v.ended != "erased"]
+    seqs = seqs_of(conn, list(doomed))
+    indexed = engine.indexed(conn)
+    engine.unindex_words(conn, [(seqs[i], v.text) for i, v in doomed.items() if seqs[i] in indexed])
+    for ident, each in doomed.items():
+        empty: dict[str, Any] = dict(
+            text="", digest=None, key=f"erased:{ident}", content_hash=content_hash(""), source="", start=None,
+            stop=None, source_hash="", writer="", run="", call_path="", event_from=None, event_to=None, ended="erased",
+            died=each.died or change.generation, superseded_at=each.superseded_at or change.now, event_closed=None,
+        )  # fmt: skip
+        row = {**each.__dict__, **empty}
+        row |= {name: int(row[name]) for name in ("pinned", "prior", "taint")}
+        conn.execute(update(item).where(item.c.seq == seqs[ident]).values(**empty, checksum=checksum(row)))
+    edges: set[str] = set()
+    for piece in chunks(list(doomed)):
+        conn.execute(delete(link).where(or_(link.c.src.in_(piece), link.c.dst.in_(piece))))
+        edges |= set(conn.execute(select(member.c.edge).where(member.c.item.in_(piece))).scalars())
+        edges |= set(conn.execute(select(hyperedge.c.id).where(hyperedge.c.description.in_(piece))).scalars())
+    for piece in chunks(sorted(edges)):
+        conn.execute(delete(member).where(member.c.edge.in_(piece)))
+        conn.execute(delete(hyperedge).where(hyperedge.c.id.in_(piece)))
+    for piece in chunks(list(seqs.values())):
+        for table in (vector, dynamics, hidden):
+            conn.execute(delete(table).where(table.c.seq.in_(piece)))
+    change.changed(doomed)
+    return sorted(doomed)
