@@ -1,11 +1,14 @@
 """Claims continual-N and continual-600-drop: hundreds of Omniglot classes, one image at a time.
 
-    python -m benchmarks.continual train METHOD [OVERRIDE]...   oml, anml or pretrain, into runs/continual (goes on if interrupted)
-    python -m benchmarks.continual collect [METHOD=RUN]...      measure every run there, and runs from elsewhere under a name of
-                                                                their own; rows of methods without a run stay as they were
-`random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in RUN/sequential.json
-is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background classes, the other 200 and their rotations choose the
-rates, and the 600 classes of a stream are drawn from the evaluation part.
+    python -m benchmarks.continual train METHOD [OVERRIDE]...   oml, anml or pretrain, into runs/continual (goes on if
+                                                                interrupted)
+    python -m benchmarks.continual collect [METHOD=RUN]...      measure every finished run there, and runs from elsewhere
+                                                                under a name of their own; rows of methods without a run
+                                                                stay as they were
+`random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in
+RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background
+classes, the other 200 and their rotations choose the rates, and the 600 classes of a stream are drawn from the evaluation
+part.
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ def collect(named: dict[str, str]) -> None:
     before = [r for r in load("continual") if r["n"]]
     for method, run in places.items():
         title = TITLES.get(method, method)
-        if not (run / "config.yaml").is_file() or (method != "random" and not any(run.glob("checkpoints/step-*"))):
+        needed = "config.yaml" if method == "random" or method in named else "result.json"
+        if not (run / needed).is_file():
             rows += [r for r in before if r["method"].split(":")[0] == title]
             continue
         rows += measured(title, run, *measure(run, "random" if method == "random" else "trained"))
