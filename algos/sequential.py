@@ -8,12 +8,15 @@ A head sees (feature, label) pairs once, in order, and is then asked for held-ou
 Slow path, without stored examples or class means:
     gradient    online gradient descent of a linear softmax head, one image a step. From zero weights, and no other common
                 start of all outputs would matter: a softmax does not see what is added to every logit
+    cosine      the same weights, read by the cosine between feature and weights (Gidaris & Komodakis 2018): how often and
+                how lately a class was pushed changes the length of its weights more than their direction
 R trajectories run side by side, so a step is one batched product.
 Legend: R trajectories, S steps, M queries, C outputs, F features.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
@@ -156,16 +159,26 @@ class Gradient:
 
     def learn(self, features: Tensor, labels: Tensor) -> None:
         for x, y in zip(features.split(STRETCH, 1), labels.split(STRETCH, 1), strict=True):
-            steps = self.rate * errors(self.answer(x), x, y, self.rate)
+            steps = self.rate * errors(self.logits(x), x, y, self.rate)
             self.weight.baddbmm_(steps.mT, x, alpha=-1)
             self.bias -= steps.sum(1)
 
+    def logits(self, x: Tensor) -> Tensor:
+        return x @ self.weight.mT + self.bias[:, None]
+
     def answer(self, queries: Tensor) -> Tensor:
-        return queries @ self.weight.mT + self.bias[:, None]
+        return self.logits(queries)
 
     @property
     def bytes_per_class(self) -> float:
         return 4 * (self.weight.shape[-1] + 1)
+
+
+class Cosine(Gradient):
+    """Learns as `Gradient` does; an output answers with the direction of its weights alone."""
+
+    def answer(self, queries: Tensor) -> Tensor:
+        return queries @ F.normalize(self.weight, dim=-1).mT
 
 
 class Record(NamedTuple):
@@ -201,8 +214,14 @@ def shuffled(x: Tensor, y: Tensor, epochs: int, seed: int) -> Iterator[tuple[Ten
 
 
 @torch.no_grad()
-def embed(encoder: torch.nn.Module, data: ImageSet) -> Tensor:
-    """Features [C, E, F] of every image, on the CPU."""
+def embed(encoder: torch.nn.Module, data: ImageSet, shifts: int = 0) -> Tensor:
+    """Features [C, E, F] of every image, on the CPU: the mean over its shifts by up to so many pixels either way."""
     images, device = data.images.flatten(0, 1)[:, None], next(encoder.parameters()).device
-    parts = [encoder(part.to(device).float() / 255).float().cpu() for part in images.split(BATCH)]
-    return torch.cat(parts).unflatten(0, data.images.shape[:2])
+    reach = range(-shifts, shifts + 1)
+    features = torch.zeros(())
+    for shift in itertools.product(reach, reach):
+        seen = images.roll(shift, (2, 3))
+        features = features + torch.cat(
+            [encoder(part.to(device).float() / 255).float().cpu() for part in seen.split(BATCH)]
+        )
+    return (features / len(reach) ** 2).unflatten(0, data.images.shape[:2])

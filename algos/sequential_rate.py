@@ -11,7 +11,7 @@ from envs.sequential_omniglot import Trajectories
 RATES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 
 
-def best_rate(table: Tensor, streams: Trajectories, epochs: int = 0) -> float:
+def best_rate(table: Tensor, streams: Trajectories, make: type[Gradient], epochs: int = 0) -> float:
     """The rate that most often is best by accuracy on the learned images, over the streams; the faster one of equals.
 
     table [C, E, F]: features of the set that the streams run over. epochs: of the images in random order; 0 is the stream itself.
@@ -20,7 +20,7 @@ def best_rate(table: Tensor, streams: Trajectories, epochs: int = 0) -> float:
     wins = torch.zeros(len(RATES))
     for i, (x, y) in enumerate(zip(images.split(1), labels.split(1), strict=True)):
         x, y = x.expand(len(RATES), -1, -1), y.expand(len(RATES), -1)  # all rates side by side
-        head = Gradient(len(RATES), len(table), table.shape[-1], torch.tensor(RATES))
+        head = make(len(RATES), len(table), table.shape[-1], torch.tensor(RATES))
         for shown in shuffled(x, y, epochs, seed=i) if epochs else [(x, y)]:
             head.learn(*shown)
         wins[(head.answer(x).argmax(-1) == y).float().mean(1).argmax()] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,30 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from algos import build, jobs
-from algos.sequential import Gaussian, Gradient, Head, Means, Neighbours, embed, fit_prior, follow, shuffled
+from algos.sequential import Cosine, Gaussian, Gradient, Head, Means, Neighbours, embed, fit_prior, follow, shuffled
 from algos.sequential_rate import best_rate
 from envs import omniglot
 from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
 
-HEADS = ("means", "gaussian", "neighbours", "gradient")
+SLOW: dict[str, type[Gradient]] = {"gradient": Gradient, "cosine": Cosine}
+HEADS = ("means", "gaussian", "neighbours", *SLOW)
 ENCODERS = ("trained", "random")
 
 
 def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
-    heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. oracle=EPOCHS: also the
-    gradient head on the same images in random order, so many times over. Writes RUN/sequential.json, or
+    heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. shifts=1: features are means
+    over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads on the same images in random order, so
+    many times over. Writes RUN/sequential.json, or
     RUN/sequential-random.json.
     The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
     head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
     """
     known: dict[str, Any] = {"trajectories": 10, "classes": 600, "order": "random", "seed": 0}
-    known |= {"encoder": "trained", "oracle": 0, "heads": ",".join(HEADS)}
+    known |= {"encoder": "trained", "oracle": 0, "shifts": 0, "heads": ",".join(HEADS)}
     for override in overrides:
         name, _, value = override.partition("=")
         if name not in known:
@@ -58,19 +61,18 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     streams = Trajectories(asked, **draw)
     choice = Trajectories(val, **draw | {"trajectories": 5, "order": "random"})
     encoder, step = _encoder(config, run, known["encoder"])
-    table, background = (embed(encoder, part) for part in (asked, val))
+    table, background = (embed(encoder, part, known["shifts"]) for part in (asked, val))
     shape = (known["trajectories"], OUTPUTS, table.shape[-1])
-    rate = best_rate(background, choice)
+    rates = {name: best_rate(background, choice, SLOW[name]) for name in SLOW if name in known["heads"].split(",")}
     make: dict[str, Callable[[], Head]] = {
         "means": lambda: Means(*shape),
         "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
         "neighbours": lambda: Neighbours(*shape),
-        "gradient": lambda: Gradient(*shape, rate),
-    }
+    } | {name: partial(SLOW[name], *shape, rate) for name, rate in rates.items()}
     points = [n for n in POINTS if n <= known["classes"]]
     if known["order"] == "listing" or known["classes"] not in points:
         points = [known["classes"]]
-    result: dict[str, Any] = known | {"run": run, "step": step, "rate": rate, "heads": {}}
+    result: dict[str, Any] = known | {"run": run, "step": step, "rates": rates, "heads": {}}
     for name in known["heads"].split(","):
         head = make[name]()
         records = list(follow(head, table, streams, points))
@@ -81,8 +83,11 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
         }
     if epochs := known["oracle"]:
         few = Trajectories(val, **draw | {"trajectories": max(1, 5 // epochs), "order": "random"})
-        slow = best_rate(background, few, epochs)
-        result["iid"] = {"rate": slow, "held_out": _iid(Gradient(*shape, slow), table, streams, epochs).tolist()}
+        result["iid"] = {}
+        for name in rates:
+            slow = best_rate(background, few, SLOW[name], epochs)
+            held_out = _iid(SLOW[name](*shape, slow), table, streams, epochs)
+            result["iid"][name] = {"rate": slow, "held_out": held_out.tolist()}
     name = "sequential.json" if known["encoder"] == "trained" else f"sequential-{known['encoder']}.json"
     (Path(run) / name).write_text(json.dumps(result, indent=1))
     _print(result, points)
@@ -119,8 +124,6 @@ def _print(result: dict[str, Any], points: list[int]) -> None:
             cells.append(f"{interval.mean:.1f} ± {interval.high - interval.mean:.1f}")
         table.add_row(name, *cells, f"{head['bytes_per_class']:,.0f}")
     Console(width=max(100, 12 * len(points) + 50)).print(table)
-    if "iid" in result:
-        oracle = mean_interval(result["iid"]["held_out"])
-        print(
-            f"gradient, {result['oracle']} epochs in random order: {oracle.mean:.1f} ± {oracle.high - oracle.mean:.1f}"
-        )
+    for name, found in result.get("iid", {}).items():
+        oracle = mean_interval(found["held_out"])
+        print(f"{name}, {result['oracle']} epochs in random order: {oracle.mean:.1f} ± {oracle.high - oracle.mean:.1f}")

@@ -39,10 +39,11 @@ PATHS = {
     "gaussian": "episodic, class Gaussians",
     "neighbours": "episodic, kept images",
     "gradient": "slow, online gradient",
+    "cosine": "slow, online gradient read by cosine",
 }
 POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle
-OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient"]
+OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient,cosine"]
 PUBLISHED = [
     ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
     ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),
@@ -115,22 +116,21 @@ def measured(title: str, run: Path, result: dict[str, Any], trained: str) -> lis
                 continue
             found, learned = (mean_interval(values[kind][n]) for kind in ("held_out", "learned"))
             note = f"{trained}; {size} bytes per class; learned images {learned.mean:.1f}"
-            if head == "gradient":
-                note += f"; rate {result['rate']:g}"
+            if head in result["rates"]:
+                note += f"; rate {result['rates'][head]:g}"
             rows.append(
                 row(f"continual-{n}", f"{title}: {PATHS[head]}", found.mean, low=found.low, high=found.high, n=found.n,
                     unit="%", state_bytes=size * int(n), note=note, **about)
             )  # fmt: skip
-    if "iid" in result and "600" in result["heads"].get("gradient", {"held_out": {}})["held_out"]:
-        oracle = np.asarray(result["iid"]["held_out"])
-        drop = mean_interval(100 * (1 - np.asarray(result["heads"]["gradient"]["held_out"]["600"]) / oracle))
-        note = (
-            f"oracle {oracle.mean():.1f} after {result['oracle']} epochs at rate {result['iid']['rate']:g}; {trained}"
-        )
-        rows.append(
-            row("continual-600-drop", f"{title}: {PATHS['gradient']}", drop.mean, low=drop.low, high=drop.high, n=drop.n,
-                unit="%", note=note, **about)
-        )  # fmt: skip
+    for head, iid in result.get("iid", {}).items():
+        if "600" in result["heads"][head]["held_out"]:
+            oracle = np.asarray(iid["held_out"])
+            drop = mean_interval(100 * (1 - np.asarray(result["heads"][head]["held_out"]["600"]) / oracle))
+            note = f"oracle {oracle.mean():.1f} after {result['oracle']} epochs at rate {iid['rate']:g}; {trained}"
+            rows.append(
+                row("continual-600-drop", f"{title}: {PATHS[head]}", drop.mean, low=drop.low, high=drop.high, n=drop.n,
+                    unit="%", note=note, **about)
+            )  # fmt: skip
     return rows
 
 

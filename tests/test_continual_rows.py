@@ -11,8 +11,8 @@ def found(step=0):
     accuracy = {"600": [60.0, 80.0], "10": [90.0, 100.0]}
     head = {"bytes_per_class": 12.0, "held_out": accuracy, "learned": accuracy}
     return {
-        "step": step, "rate": 0.01, "oracle": 5, "heads": {"gradient": head, "means": head},
-        "iid": {"rate": 0.1, "held_out": [75.0, 100.0]},
+        "step": step, "rates": {"gradient": 0.01}, "oracle": 5, "heads": {"gradient": head, "means": head},
+        "iid": {"gradient": {"rate": 0.1, "held_out": [75.0, 100.0]}},
     }  # fmt: skip
 
 
