@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from algos import build
 from algos.config import Train, configure
+from algos.fewshot import FewShotProblem
 from algos.report import report
 from algos.trainer import Stopped, Trainer
 from nestmem.errors import UserError
@@ -82,6 +83,8 @@ def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
         console.print(f"{note}; step {trainer.step} is used instead")
     changes = {k: known[k] for k in ("ways", "shots", "queries") if known[k]}
     problem = trainer.problem
+    if not isinstance(problem, FewShotProblem):
+        raise UserError(f"{run}: not a few-shot run (algo={config.algo.name}); what its test said is in result.json")
     judged = problem.judge(problem.evaluate(known["split"], known["tasks"] or config.trainer.test_tasks, **changes))
     result = {"run": run, "step": trainer.step, "split": known["split"], "score": judged.score.mean} | judged.details
     result |= {"env": OmegaConf.to_container(config.env) | changes, "n": judged.score.n}

@@ -122,6 +122,8 @@ def test_its_encoder_on_the_sequential_benchmark_trained_and_not(tmp_path, omnig
     for option, says in [("heads=means,best", "got 'best'"), ("encoder=new", "expected one of trained, random")]:
         assert main(["sequential", str(run), option]) == 2
         assert says in capsys.readouterr().err
+    assert main(["eval", str(run)]) == 2
+    assert "not a few-shot run (algo=oml)" in capsys.readouterr().err
 
 
 def test_what_is_refused(capsys, tmp_path):
