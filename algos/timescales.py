@@ -28,7 +28,7 @@ from algos.problem import Judged, Optimize
 from algos.stream import StreamProblem
 from envs.timescales import VALUES, VARIABLES, Chunk, Process, Timescales, bayes_filter, nll
 from nestmem.errors import UserError
-from nestmem.memory.base import Memory, select
+from nestmem.memory.base import select
 from nestmem.memory.leaky import track
 from nestmem.nested import NestedMemory
 from nestmem.probes import (
@@ -40,6 +40,7 @@ from nestmem.probes import (
     mean_interval,
     spoken,
 )
+from nestmem.probes.interchange import Interchange
 from nestmem.probes.intervene import Spoken
 from nestmem.probes.timescales import autocorrelation
 
@@ -57,7 +58,7 @@ class Held(NamedTuple):
 class Said(NamedTuple):
     """What a memory answered [B, T, D], what each level or group of units said, and the answer with one level swapped."""
 
-    memory: Memory
+    memory: Any
     y: Tensor
     reads: tuple[Tensor, ...]
     spoken: Spoken | None
@@ -77,11 +78,15 @@ class Said(NamedTuple):
             yield y
 
 
-def nested(memory: Memory) -> bool:
+def nested(memory: Any) -> bool:
     return isinstance(memory, NestedMemory) and len(memory.levels) == len(VARIABLES)
 
 
-def levels(memory: Memory, encoded: Tensor) -> Said:
+def names(memory: Any) -> list[str]:
+    return [f"{i + 1}: {type(level).__name__}" for i, level in enumerate(memory.levels)] if nested(memory) else GROUPS
+
+
+def levels(memory: Any, encoded: Tensor) -> Said:
     """Run a memory on encoded streams [B, T, D] and keep what its levels, or its units in thirds, say."""
     if nested(memory):
         heard = spoken(memory, encoded)
@@ -139,48 +144,54 @@ class TimescalesProblem(StreamProblem):
         """The learner on streams of its own, from an empty memory; the first steps do not count."""
         held, late = self._held(split, streams), slice(self.env.dropped, None)
         self.learner.eval()
-        encoded = self.learner.encode(held.chunk.tokens)
-        said = levels(self.learner.memory, encoded)
+        said = levels(self.learner.memory, self.learner.encode(held.chunk.tokens))
         logits = self.learner.decode(said.y[:, late])
         ours = nll(logits.double().softmax(-1), held.chunk.targets[:, late]).mean(1).cpu()  # [B, V]
         nothing = torch.full_like(ours, math.log(VALUES))
-        gains = {v: gain_fraction(nothing[:, i], ours[:, i], held.bayes[:, i]) for i, v in enumerate(VARIABLES)}
         shares = ((nothing - ours) / (nothing - held.bayes).mean(0)).mean(1)
-        score = mean_interval(100 * shares.numpy())
+        gains = {v: gain_fraction(nothing[:, i], ours[:, i], held.bayes[:, i]) for i, v in enumerate(VARIABLES)}
+        found = self._interchange(
+            said, held, late, [0.0 if isinstance(g, Undefined) else g.mean for g in gains.values()]
+        )
+        swap = [[None if isinstance(x, Undefined) else x.mean for x in row] for row in found.swap]
+        trained, before = (self._decodability(model, held, late) for model in (self.learner, self.untrained))
+        self.learner.train()
 
+        shape: dict[str, Any] = {
+            "y": "level",
+            "rows": names(self.learner.memory),
+            "x": "variable",
+            "columns": VARIABLES,
+        }
+        matrices: dict[str, dict[str, Any]] = {
+            "interchange": {"caption": "how often a prediction follows the level that is swapped", "values": swap},
+            "decodability": {"caption": "linear decodability", "values": trained},
+            "decodability-untrained": {"caption": "linear decodability before training", "values": before},
+        }
+        numbers: dict[str, Any] = {f"gain {v}": g for v, g in gains.items()}
+        numbers |= {"interchange diagonal": found.diagonal, "interchange off-diagonal": found.off_diagonal}
+        numbers["interchange index"] = found.index
+        scalars = {k.replace(" ", "/"): v.mean for k, v in numbers.items() if not isinstance(v, Undefined)}
+        drawn = {
+            key: figures.matrix(m["values"], shape["rows"], shape["columns"], shape["y"], shape["x"])
+            for key, m in matrices.items()
+        }
+        details = {"numbers": numbers, "matrices": {k: m | shape for k, m in matrices.items()}, "own": found.own}
+        return Judged(mean_interval(100 * shares.numpy()), scalars, drawn, details)
+
+    def _interchange(self, said: Said, held: Held, late: slice, gains: list[float]) -> Interchange:
+        """Each stream is a host once; its donor is the next one."""
         hidden = held.chunk.hidden[:, late].cpu().numpy()
-        known = [0.0 if isinstance(g, Undefined) else g.mean for g in gains.values()]
-        rows, own = GROUPS, None
-        if nested(self.learner.memory):
-            own = list(range(len(VARIABLES)))
-            rows = [f"{i + 1}: {type(level).__name__}" for i, level in enumerate(self.learner.memory.levels)]
-        answers = self._values(said, late, hidden[..., 0])
         others = np.roll(hidden, 1, 0)
         # A token of b or c carries a with it: they count where host and donor agree in a.
         where = np.ones(hidden.shape, dtype=bool)
         where[..., 1:] = hidden[..., :1] == others[..., :1]
-        found = interchange_matrix(answers, hidden, others, known, own=own, where=where)
-
-        swap = [[None if isinstance(x, Undefined) else x.mean for x in row] for row in found.swap]
-        trained, before = (self._decodability(model, held, late) for model in (self.learner, self.untrained))
-        self.learner.train()
-        matrices = {
-            key: {"caption": caption, "y": "level", "rows": rows, "x": "variable", "columns": VARIABLES, "values": m}
-            for key, caption, m in (
-                ("interchange", "how often a prediction follows the level that is swapped", swap),
-                ("decodability", "linear decodability", trained),
-                ("decodability-untrained", "linear decodability before training", before),
-            )
-        }
-        scalars = {f"gain/{v}": float(g) if isinstance(g, Undefined) else g.mean for v, g in gains.items()}
-        reading = {"diagonal": found.diagonal, "off-diagonal": found.off_diagonal, "index": found.index}
-        scalars |= {f"interchange/{k}": value.mean for k, value in reading.items() if not isinstance(value, Undefined)}
-        numbers = {f"gain {v}": g for v, g in gains.items()} | {f"interchange {k}": v for k, v in reading.items()}
-        drawn = {
-            key: figures.matrix(m["values"], m["rows"], m["columns"], m["y"], m["x"]) for key, m in matrices.items()
-        }
-        details: dict[str, Any] = {"numbers": numbers, "matrices": matrices, "own": found.own}
-        return Judged(score, scalars, drawn, details)
+        following, answers = (hidden[..., :1] + 1) % VALUES, []
+        for y in said.swapped():
+            tokens = self.learner.decode(y[:, late]).argmax(-1).cpu().numpy()
+            answers.append(np.concatenate([tokens[..., :1] - 1, tokens[..., 1:] - following], -1) % VALUES)
+        own = list(range(len(VARIABLES))) if nested(self.learner.memory) else None
+        return interchange_matrix(np.stack(answers), hidden, others, gains, own=own, where=where)
 
     def _held(self, split: str, streams: int) -> Held:
         if split not in self.held:
@@ -189,15 +200,6 @@ class TimescalesProblem(StreamProblem):
             bayes = nll(predicted, chunk.targets)[:, self.env.dropped :].mean(1)
             self.held[split] = Held(Chunk(*(part.to(self.device) for part in chunk)), bayes)
         return self.held[split]
-
-    def _values(self, said: Said, late: slice, a: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Predicted values [L, B, T, V] of the variables, with one level after the other taken from the next stream."""
-        found = []
-        for y in said.swapped():
-            tokens = self.learner.decode(y[:, late]).argmax(-1).cpu().numpy()
-            following = (a[..., None] + 1) % VALUES
-            found.append(np.concatenate([tokens[..., :1] - 1, tokens[..., 1:] - following], -1) % VALUES)
-        return np.stack(found)
 
     def _decodability(self, model: Filter, held: Held, late: slice) -> list[list[float | None]]:
         steps = slice(late.start, None, STRIDE)

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.results import FOLDER
 
 TOP = FOLDER.parent.parent
-DOCUMENTS = [TOP / "README.md", TOP / "docs" / "memories.md", TOP / "docs" / "continual.md"]
+DOCUMENTS = [TOP / "README.md", *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md"))]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
 
@@ -25,6 +25,8 @@ def at_least(goal: float) -> Goal:
 def at_most(goal: float) -> Goal:
     return f"≤ {goal:g}", lambda row: row["value"] <= goal
 
+
+LEAKY = "nested (LSTM reset every 4, leaky 16, leaky 256)"
 
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
 GOALS: dict[str, tuple[Goal, str]] = {
@@ -49,6 +51,12 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "mdp-10": (at_least(156.2), "RL2, LSTM"),
     "mdp-25": (at_least(445.7), "RL2, LSTM"),
     "barcode-second-visit": (at_most(0.1), "RL2, nested over LSTM"),
+    "bayes-gain-a": (at_least(0.95), LEAKY),
+    "bayes-gain-b": (at_least(0.9), LEAKY),
+    "bayes-gain-c": (at_least(0.8), LEAKY),
+    "interchange-diagonal": (at_least(0.8), LEAKY),
+    "interchange-off-diagonal": (at_most(0.1), LEAKY),
+    "interchange-index": (at_least(0.8), LEAKY),
 }
 
 
@@ -96,8 +104,9 @@ def wide(rows: list[Row], claims: list[str]) -> str:
             if (row := mine.get(claim)) is None:
                 cells.append("")
                 continue
-            spread = f" ± {(row['high'] - row['low']) / 2:.1f}" if row["n"] > 1 else ""
-            cells.append(f"{row['value']:.1f}{spread}")
+            digits = 3 if row["unit"] == "fraction" else 1
+            spread = f" ± {(row['high'] - row['low']) / 2:.{digits}f}" if row["n"] > 1 else ""
+            cells.append(f"{row['value']:.{digits}f}{spread}")
         size = max((row["state_bytes"] or 0 for row in mine.values()), default=0) or ""
         n = max(row["n"] for row in mine.values()) or "published"
         lines.append(f"| {method} | {size} | {n} | " + " | ".join(cells) + " |")
@@ -126,6 +135,11 @@ SECTIONS = {
 WIDE = {
     "sequential": [*(f"continual-{n}" for n in (10, 50, 100, 200, 400, 600)), "continual-600-drop"],
     "recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")],
+    "timescales": [
+        *(f"bayes-gain-{v}" for v in "abc"),
+        *(f"interchange-{part}" for part in ("diagonal", "off-diagonal", "index")),
+        "decodability-contrast",
+    ],
 }
 
 

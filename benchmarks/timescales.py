@@ -1,4 +1,5 @@
-"""Claims bayes-gain-a, -b, -c and interchange-diagonal, -off-diagonal, -index, on the stream of three timescales.
+"""Claims bayes-gain-a, -b, -c, interchange-diagonal, -off-diagonal, -index, on the stream of three timescales; and
+decodability-contrast, own level minus the others, which does not tell a trained hierarchy from an untrained one.
 
     python -m benchmarks.timescales train [SEEDS] [METHOD...]  runs into runs/timescales (goes on if interrupted), 5 seeds
     python -m benchmarks.timescales collect                    rows from the runs there
@@ -13,6 +14,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from algos import jobs
 from benchmarks.results import row, save
@@ -55,16 +58,23 @@ def collect() -> None:
     for method, (_, title) in METHODS.items():
         results = [json.loads(path.read_text()) for path in sorted(ROOT.glob(f"{method}-s[0-9]/result.json"))]
         if results:
-            rows += [found for name, claim in READ.items() if (found := summary(claim, title, name, results))]
+            for name, claim in READ.items():
+                values = [result["numbers"][name] for result in results]
+                if not any(isinstance(value, str) for value in values):  # undefined where nothing was learned
+                    rows.append(summary(claim, title, [value["mean"] for value in values], results))
+            rows.append(summary("decodability-contrast", title, [contrast(result) for result in results], results))
     save("timescales", rows)
 
 
-def summary(claim: str, title: str, name: str, results: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """One row: mean over the seeds with its interval; none where the metric is undefined in a seed."""
-    values = [result["numbers"][name] for result in results]
-    if any(isinstance(value, str) for value in values):
-        return None
-    each = [value["mean"] for value in values]
+def contrast(result: dict[str, Any]) -> float:
+    """Mean over variables of the decodability from their own level, minus that from the other levels."""
+    values, own = np.array(result["matrices"]["decodability"]["values"]), result["own"]
+    held = values[own, range(len(own))]
+    return float((held - (values.sum(0) - held) / (len(values) - 1)).mean())
+
+
+def summary(claim: str, title: str, each: list[float], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row: mean over the seeds with its interval."""
     mean, first = mean_interval(each), results[0]
     seconds = sum(result["seconds"] for result in results) / len(results)
     note = f"seeds {', '.join(f'{value:.3f}' for value in each)}; {first['n']} streams each; {first['step']} updates"

@@ -78,10 +78,11 @@ class Leaky(Memory):
         average, pieces = state.average, []
         for phi in self.features(x).tanh().split(CHUNK, 1):
             steps = torch.arange(phi.shape[1], device=x.device)
-            keep = (1 - self.rate)[:, None]
+            decay = (1 - self.rate).log().clamp(min=-99)[:, None]  # tau = 1 forgets at once
             lag = (steps[:, None] - steps).clamp(min=0)
-            weights = self.rate[:, None, None] * (keep[..., None] ** lag).tril()  # [H, T, T]
-            averages = (keep ** (steps + 1)).T * average[:, None] + torch.einsum("hts,bsh->bth", weights, phi)
+            weights = self.rate[:, None, None] * (decay[..., None] * lag).exp().tril()  # [H, T, T]
+            fade = (decay * (steps + 1)).exp().T  # [T, H]
+            averages = fade * average[:, None] + torch.einsum("hts,bsh->bth", weights, phi)
             average = averages[:, -1]
             pieces.append(averages)
         y, aux = self._answer(torch.cat(pieces, 1))

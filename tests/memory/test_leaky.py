@@ -18,6 +18,12 @@ def test_averages_are_leaky_counts_with_time_constants_between_tau_over_spread_a
     np.testing.assert_allclose(state.average.detach().numpy(), want, rtol=1e-6)  # rates are single precision
 
 
+def test_a_time_constant_of_one_step_holds_the_last_token_alone():
+    memory = Leaky(5, tau=1.0, spread=1.0)
+    x = torch.randn(2, 9, 5)
+    torch.testing.assert_close(memory(x)[0], memory.out(memory.features(x).tanh()))
+
+
 def test_what_is_read_has_no_mean_and_unit_variance_once_tracked():
     torch.manual_seed(0)
     memory, heard = Leaky(6, hidden=4, tau=128.0, spread=1.0), []
