@@ -95,7 +95,7 @@ class LessonProblem:
     def validate(self) -> Judged:
         streams = self._streams("val")
         features = self._embed(self.sets["val"])
-        return self._judge(streams, features, best_rate(features, streams))
+        return self._judge(streams, features, best_rate(features, streams, Gradient))
 
     def test(self) -> Judged:
         """Validation classes and their rotations, as many as test classes, say at which rate."""
@@ -103,7 +103,7 @@ class LessonProblem:
         streams = self._streams("test")
         classes = min(streams.classes.shape[1], len(val.images))
         choice = Trajectories(val, seed=self.seeds["val"], classes=classes, trajectories=5, order="random")
-        return self._judge(streams, self._embed(self.sets["test"]), best_rate(self._embed(val), choice))
+        return self._judge(streams, self._embed(self.sets["test"]), best_rate(self._embed(val), choice, Gradient))
 
     def _embed(self, data: ImageSet) -> Tensor:
         self.learner.eval()

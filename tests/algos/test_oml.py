@@ -114,8 +114,10 @@ def test_its_encoder_on_the_sequential_benchmark_trained_and_not(tmp_path, omnig
     for encoder, file in (("trained", "sequential.json"), ("random", "sequential-random.json")):
         assert main(["sequential", str(run), *options, f"encoder={encoder}"]) == 0
         found[encoder] = json.loads((run / file).read_text())
-        assert list(found[encoder]["heads"]) == ["means", "gradient"] and len(found[encoder]["iid"]["held_out"]) == 2
-        assert min(found[encoder]["iid"]["held_out"]) > 10, "above chance, which is one in a thousand outputs"
+        assert list(found[encoder]["heads"]) == ["means", "gradient"] and list(found[encoder]["iid"]) == ["gradient"]
+        assert min(found[encoder]["iid"]["gradient"]["held_out"]) > 10, (
+            "above chance, which is one in a thousand outputs"
+        )
     assert "2 epochs in random order" in capsys.readouterr().out
     assert (found["trained"]["step"], found["random"]["step"]) == (5, 0)
     assert found["trained"]["heads"]["means"] != found["random"]["heads"]["means"]
