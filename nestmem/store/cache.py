@@ -106,9 +106,11 @@ def prepared(matrix: Tensor, metric: str) -> Tensor:
 
 def similarity(matrix: Tensor, query: Tensor, metric: str) -> Tensor:
     """Of prepared rows [N, D] to a query [D]: cosine, dot product, or minus the distance. Higher is nearer."""
+    scores: Tensor
     if metric == "l2":
-        return torch.linalg.vector_norm(matrix - query, dim=-1).neg()
-    scores: Tensor = matrix @ prepared(query, metric)
+        scores = -torch.linalg.vector_norm(matrix - query, dim=-1)
+    else:
+        scores = matrix @ prepared(query, metric)
     return scores
 
 

@@ -166,7 +166,7 @@ def supersede(engine: Engine, change: Transaction, ident: str, new: New, *, to: 
             raise ValueError(f"{name}: a new version keeps the old one's ({value!r}), got {getattr(new, name)!r}")
     fields["kind"] = new.kind or old.kind
     if old.level != 0 and not new.parents and not new.prior:
-        fields["parents"] = [i for i in _targets(conn, ident, "derived_from") if i in get_items(conn, [i])]
+        fields["parents"] = _grounds_now(conn, ident)
         fields["prior"] = not fields["parents"]
     new, blobs = prepare(replace(new, **fields), known)
     since = check_number("event_from", new.event_from) if new.event_from is not None else None
@@ -202,10 +202,13 @@ def cut(change: Transaction, where: sa.ColumnElement[bool]) -> int:
     return change.conn.execute(closing.values(died=change.generation, superseded_at=change.now)).rowcount
 
 
-def _targets(conn: Connection, ident: str, type: str) -> list[str]:
-    return list(
-        conn.execute(select(link.c.dst).where(link.c.src == ident, link.c.type == type).order_by(link.c.dst)).scalars()
-    )
+def _grounds_now(conn: Connection, ident: str) -> list[str]:
+    """The current versions of what an item was derived from."""
+    then, now = item.alias("then"), item.alias("now")
+    same = and_(now.c.namespace == then.c.namespace, now.c.key == then.c.key, now.c.died.is_(None))
+    query = select(now.c.id).join(then, same).join(link, link.c.dst == then.c.id)
+    found = conn.execute(query.where(link.c.src == ident, link.c.type == "derived_from").order_by(now.c.id)).scalars().all()
+    return list(get_items(conn, found))
 
 
 def forget(engine: Engine, change: Transaction, ids: Sequence[str], reason: str = "asked") -> None:
