@@ -5,6 +5,7 @@ A head sees (feature, label) pairs once, in order, and is then asked for held-ou
     gaussian    a class is a Gaussian whose mean and variances have a conjugate prior, fitted on background classes; the
                 Student density of the query decides (GeMCL, Banayeeanzade et al. 2021)
     neighbours  everything is kept; the k nearest vote
+    nested      a NestedMemory of slots and slow weights, with nothing but the gate fitted (algos/sequential_nested.py)
 Slow path, without stored examples or class means:
     gradient    online gradient descent of a linear softmax head, one image a step. From zero weights, and no other common
                 start of all outputs would matter: a softmax does not see what is added to every logit

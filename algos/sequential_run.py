@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from algos import build, jobs
 from algos.sequential import Cosine, Gaussian, Gradient, Head, Means, Neighbours, embed, fit_prior, follow, shuffled
+from algos.sequential_nested import Remembered, fit_read, nested
 from algos.sequential_rate import best_rate
 from envs import omniglot
 from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
@@ -22,7 +23,7 @@ from nestmem.errors import UserError
 from nestmem.probes import mean_interval
 
 SLOW: dict[str, type[Gradient]] = {"gradient": Gradient, "cosine": Cosine}
-HEADS = ("means", "gaussian", "neighbours", *SLOW)
+HEADS = ("means", "gaussian", "neighbours", *SLOW, "nested")
 ENCODERS = ("trained", "random")
 
 
@@ -68,6 +69,7 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
         "means": lambda: Means(*shape),
         "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
         "neighbours": lambda: Neighbours(*shape),
+        "nested": lambda: _nested(background, choice, shape),
     } | {name: partial(SLOW[name], *shape, rate) for name, rate in rates.items()}
     points = [n for n in POINTS if n <= known["classes"]]
     if known["order"] == "listing" or known["classes"] not in points:
@@ -103,6 +105,13 @@ def _encoder(config: DictConfig, run: str, which: str) -> tuple[nn.Module, int]:
             f"{run}: algo={config.algo.name} keeps no encoder apart; expected one that does, as prototypes, oml"
         )
     return encoder.eval(), trainer.step if trainer else 0
+
+
+def _nested(background: Tensor, choice: Trajectories, shape: tuple[int, int, int]) -> Remembered:
+    trajectories, outputs, features = shape
+    memory = nested(features, outputs)
+    fit_read(memory, background, choice)
+    return Remembered(memory, trajectories)
 
 
 def _iid(head: Gradient, table: Tensor, streams: Trajectories, epochs: int) -> Tensor:

@@ -40,10 +40,11 @@ PATHS = {
     "neighbours": "episodic, kept images",
     "gradient": "slow, online gradient",
     "cosine": "slow, online gradient read by cosine",
+    "nested": "nested, slots and slow weights",
 }
 POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle
-OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient,cosine"]
+OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient,cosine,nested"]
 PUBLISHED = [
     ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
     ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),

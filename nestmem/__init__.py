@@ -10,7 +10,7 @@ The library needs torch, numpy and safetensors. Environments, learners and the c
 
 from nestmem.caching import Cached
 from nestmem.compose import Context, Gated, Stack
-from nestmem.consolidation import average_, distill, replay, reptile
+from nestmem.consolidation import average_, distill, hebb, replay, reptile
 from nestmem.errors import UserError
 from nestmem.hope import SelfModifying
 from nestmem.memory import miras
@@ -86,6 +86,7 @@ __all__ = [
     "build",
     "detach",
     "distill",
+    "hebb",
     "memories",
     "miras",
     "register",

@@ -20,7 +20,7 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem train resume=RUN               go on with an interrupted run, bit for bit on a CPU
   nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
-                         [heads=means,gaussian,neighbours,gradient,cosine encoder=trained|random shifts=0 oracle=EPOCHS]
+                         [heads=means,gaussian,neighbours,gradient,cosine,nested encoder=trained|random shifts=0 oracle=EPOCHS]
                                          hundreds of Omniglot classes, one image at a time, on a run's encoder
   nestmem compare memories=A,B,... [seeds=5 jobs=CORES run=FOLDER] [OVERRIDE...]
                                          one experiment with several memories of one size; the same command goes on

@@ -64,7 +64,13 @@ def reptile(
     return weights + rate * (learned - weights)
 
 
-RULES: dict[str, Rule] = {"replay": replay, "distill": distill, "reptile": reptile}
+def hebb(weights: Tensor, features: Tensor, targets: Tensor, valid: Tensor, *, ridge: float = 0.0) -> Tensor:
+    """Hebb's rule: W += Phi^T Y. Nothing is corrected, so nothing old is pushed away: for readouts by cosine
+    (`TensorProduct(cosine=True)`), where the sum of an outcome's features stands for their mean. `ridge` plays no part."""
+    return weights + (features * valid[..., None]).mT @ targets
+
+
+RULES: dict[str, Rule] = {"replay": replay, "distill": distill, "reptile": reptile, "hebb": hebb}
 
 
 def average_(parameters: Iterable[tuple[nn.Parameter, Tensor]], rate: float = 0.1) -> None:

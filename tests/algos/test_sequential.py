@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import nestmem
 from algos.sequential import (
     Cosine,
     Gaussian,
@@ -17,9 +18,10 @@ from algos.sequential import (
     follow,
     shuffled,
 )
+from algos.sequential_nested import Remembered, fit_read, nested
 from algos.sequential_rate import RATES, best_rate
 from envs.fewshot import ImageSet
-from envs.sequential_omniglot import Trajectories
+from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
 
 R, C, E, SIZE = 2, 6, 20, 5
@@ -117,6 +119,22 @@ def test_cosine_does_not_mind_that_a_class_was_shown_more_often():
         head.learn(x, y)
         answers[make] = int(head.answer(query).argmax(-1))
     assert answers == {Gradient: 0, Cosine: 1}
+
+
+def test_a_nested_memory_learns_the_stream_and_its_slow_level_holds_class_means():
+    features = F.normalize(table(), dim=-1)
+    memory = nested(SIZE, C)
+    fit_read(memory, F.normalize(table(seed=1), dim=-1), trajectories(), seed=0)
+    head, streams = Remembered(memory, R), trajectories()
+    records = list(follow(head, features, streams, [2, C]))
+    means = list(follow(Means(R, C, SIZE), features, streams, [C]))
+    assert records[-1].held_out.mean() > means[-1].held_out.mean() - 5 > 80
+    queries, _ = streams.held_out(features)
+    slow = head.fields.split(memory.levels[1].read(F.pad(queries, (0, C)), head.state.levels[1])[0])[2]
+    centres = torch.stack([features[c, :LEARNED].mean(0) for c in range(C)])
+    agree = slow.argmax(-1) == (queries @ F.normalize(centres, dim=-1).T).argmax(-1)
+    assert agree.float().mean() > 0.9
+    assert head.bytes_per_class * C == nestmem.state_bytes(memory.initial_state(1))
 
 
 def test_views_are_shifts_averaged():
