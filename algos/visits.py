@@ -167,10 +167,8 @@ class VisitProblem(StreamProblem):
         return judged
 
     @torch.no_grad()
-    def evaluate(self, split: str, tasks: int, lesion: str = "", **changes: int) -> Record:
+    def evaluate(self, split: str, tasks: int, lesion: str = "") -> Record:
         """The learner on `tasks` streams of a split, as it is or with a lesion (see `lesions`)."""
-        if changes:
-            raise UserError(f"eval: {next(iter(changes))} is fixed on a stream; expected tasks= or split=")
         source = self.streams[split]
         source.generator.set_state(self.starts[split])
         self.learner.eval()

@@ -56,7 +56,7 @@ class NestedMemory(Memory):
     """Any memories as levels, `NestedMemory([LSTM(64), Episodic(64), SlowMLP(64, period=16)])`, fastest first.
 
     Levels share `d_model` and `fields`. consolidation: the rule by which a slow level takes items over,
-    "replay" (default), "distill", "reptile" or "hebb"; see `nestmem.consolidation`.
+    "replay" (default), "distill" or "reptile"; see `nestmem.consolidation`.
     """
 
     def __init__(self, levels: Sequence[Memory], fields: Fields | None = None, consolidation: str = "replay"):
@@ -202,23 +202,29 @@ def nested(
     slow: str = "mlp",
     ridge: float = 2.0,
     key_code: int = 0,
+    slow_sees: str = "items",
 ) -> NestedMemory:
     """LSTM, episodic and slow memory behind one gate, consolidated upwards by replay.
 
     hidden, reset_every: of the LSTM, which forgets so that slower levels have something left to learn. slots, threshold:
-    of the episodic memory. slow_hidden, period: of the slow MLP. For many conflicting bindings in few bytes: key_bits=8
-    (of slots and slow weights) and slow=product, a tensor product instead of the MLP, with its ridge and key_code.
-    slow=none leaves the slow level out.
+    of the episodic memory. slow_hidden, period: of the slow MLP.
+    For many conflicting bindings in few bytes: key_bits=8 (of slots and slow weights) and slow=product, a tensor product
+    instead of the MLP, with its ridge and key_code; slow=none leaves the slow level out.
+    slow_sees: the episodic level's "items" at each tick, which suits what is arbitrary; or "tokens", all of them as they come,
+    which suits a rule: then the level comes before the episodic one and has its own pace.
     """
+    if slow_sees not in ("items", "tokens"):
+        raise ValueError(f"slow_sees: expected items or tokens, got {slow_sees!r}")
     levels: list[Memory] = [
         LSTM(d_model, fields, hidden=hidden, reset_every=reset_every),
         Episodic(d_model, fields, slots=slots, threshold=threshold, key_bits=key_bits),
     ]
+    place = 2 if slow_sees == "items" else 1
     match slow:
         case "mlp":
-            levels.append(SlowMLP(d_model, fields, hidden=slow_hidden, period=period))
+            levels.insert(place, SlowMLP(d_model, fields, hidden=slow_hidden, period=period))
         case "product":
-            levels.append(TensorProduct(d_model, fields, key_code, ridge, period, bits=key_bits))
+            levels.insert(place, TensorProduct(d_model, fields, key_code, ridge, period, bits=key_bits))
         case "none":
             pass
         case _:

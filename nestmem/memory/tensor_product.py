@@ -22,7 +22,6 @@ from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Re
 from nestmem.memory.registry import register
 
 LIMIT = 1.0  # largest weight that 8 bits hold
-TINY = 1e-8  # of a squared length: what was never written has no direction
 
 
 class TensorProductState(NamedTuple):
@@ -36,9 +35,7 @@ class TensorProduct(Associative):
 
     key_code: K', by default K; larger than K the code is relu(A k), else A k. ridge: noise of keys, see above. period:
     steps between two ticks, where a nested memory feeds it; alone it writes at every step. bits: 32, or 8 to keep the
-    weights in bytes; they are rounded, so no gradient passes through a write then. cosine: an outcome answers with the
-    direction of its weights W_v / |W_v|, so one that came more often or later is not louder; with consolidation="hebb"
-    that is the mean of the codes for each label.
+    weights in bytes; they are rounded, so no gradient passes through a write then.
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class TensorProduct(Associative):
         period: int = 16,
         bits: int = 32,
         key_size: int = 0,
-        cosine: bool = False,
     ):
         super().__init__()
         if period < 1:
@@ -61,7 +57,7 @@ class TensorProduct(Associative):
             role="slow", lifetime="life", period=period, differentiable_write=bits == 32, parallel=False,
             regression=Regression("uniform", "linear", "sgd"),
         )  # fmt: skip
-        self.d_model, self.ridge, self.period, self.bits, self.cosine = d_model, ridge, period, bits, cosine
+        self.d_model, self.ridge, self.period, self.bits = d_model, ridge, period, bits
         self.binding = Binding(d_model, fields, key_size)
         key, cue = self.binding.key_size, self.binding.cue_size
         width = key_code or key
@@ -86,17 +82,29 @@ class TensorProduct(Associative):
 
     def read(self, query: Tensor, state: TensorProductState) -> tuple[Tensor, Aux]:
         phi = self.features(*self.binding.split(self.binding.address(query)))
-        w = self._unpack(state.w)
-        if self.cosine:
-            w = w * (w.square().sum(1, keepdim=True) + TINY).rsqrt()
-        raw = torch.einsum("b...h,bhv->b...v", phi, w)
-        return self.binding.token(self.log_gain.exp() * raw), Aux(confidence=raw.amax(-1, keepdim=True))
+        return self._answer(torch.einsum("b...h,bhv->b...v", phi, self._unpack(state.w)))
 
     def write(self, item: Item, state: TensorProductState, *, signal: Tensor | None = None) -> TensorProductState:
         w, phi = self._unpack(state.w), self.features(item.key, item.cue)
         error = item.outcome - torch.einsum("bh,bhv->bv", phi, w)
         change = phi[..., :, None] * error[..., None, :] / (1 + self.ridge)
         return state._replace(w=self._pack(w + arrived(item)[:, None, None] * change))
+
+    def run(self, x: Tensor, state: TensorProductState) -> tuple[Tensor, TensorProductState, Aux]:
+        """Features depend on no state, so they are made for all steps at once; only the map goes step by step."""
+        items = self.items(x, state.pending)
+        wanted = arrived(items)[..., None, None]
+        written = self.features(items.key, items.cue)
+        addresses = self.binding.address(x)
+        asked = self.features(*self.binding.split(addresses))
+        w, raws = state.w, []
+        for t in range(x.shape[1]):
+            held, phi = self._unpack(w), written[:, t]
+            error = items.outcome[:, t, None] - phi[:, None] @ held
+            w = self._pack(held + wanted[:, t] * phi[..., None] * error / (1 + self.ridge))
+            raws.append((asked[:, t, None] @ self._unpack(w))[:, 0])
+        y, aux = self._answer(torch.stack(raws, 1))
+        return y, TensorProductState(w, addresses[:, -1]), aux
 
     def absorb(self, state: TensorProductState, given: Consolidation, due: Tensor, rule: Rule) -> TensorProductState:
         """Take over the items of a faster level where `due` [B], by one of `nestmem.consolidation.RULES`."""
@@ -109,6 +117,9 @@ class TensorProduct(Associative):
     def consolidate(self, state: TensorProductState) -> tuple[TensorProductState, Consolidation]:
         """Offers its weights, which began at zero."""
         return state, Consolidation(deltas={"w": self._unpack(state.w)})
+
+    def _answer(self, raw: Tensor) -> tuple[Tensor, Aux]:
+        return self.binding.token(self.log_gain.exp() * raw), Aux(confidence=raw.amax(-1, keepdim=True))
 
     def _pack(self, w: Tensor) -> Tensor:
         return w if self.bits == 32 else (w.clamp(-LIMIT, LIMIT) * (127 / LIMIT)).round().to(torch.int8)
