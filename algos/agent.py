@@ -63,8 +63,11 @@ class Agent(nn.Module):
                 raise UserError(f"env: expected discrete or flat real actions, got {action}")
         self.fields = Fields(content, env.cue, width, labels=False)
         # Without biases: a zero outcome says that nothing came before.
+        self.reached = content if content > 1 else 0  # a constant observation says nothing of where a step led
         self.outcome = nn.Sequential(
-            nn.Linear(self.actions + 2 + content, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False)
+            nn.Linear(self.actions + 2 + self.reached, width, bias=False),
+            nn.ReLU(),
+            nn.Linear(width, width, bias=False),
         )
         self.memory = make_memory(self.fields)
         self.policy, self.value = (head(self.fields.width, width, out) for out in (self.actions, 1))
@@ -82,7 +85,7 @@ class Agent(nn.Module):
                 observation = F.pad(observation, (1, 0), value=1.0)
         else:
             observation = self.encode(self.normal(observation)).tanh()
-        led_to = observation[..., : self.fields.content] * (seen.before != 0).any(-1, keepdim=True)
+        led_to = observation[..., : self.reached] * (seen.before != 0).any(-1, keepdim=True)
         outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended, led_to], -1))
         return torch.cat([observation, outcome], -1)
 

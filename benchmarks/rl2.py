@@ -27,9 +27,10 @@ from nestmem.probes import mean_interval
 
 ROOT = Path("runs/rl2")
 RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
-    "bandit10": ("bandit-10-5", ["experiment=bandit10"], "RL2, LSTM"),
-    "bandit100": ("bandit-100-5", ["experiment=bandit100"], "RL2, LSTM"),
-    "bandit500": ("bandit-500-5", ["experiment=bandit500"], "RL2, LSTM"),
+    "bandit10": ("bandit-10-5", ["experiment=bandit10"], "RL2, linear attention"),
+    "bandit10-lstm": ("bandit-10-5", ["experiment=bandit10", "memory=lstm"], "RL2, LSTM"),
+    "bandit100": ("bandit-100-5", ["experiment=bandit100"], "RL2, linear attention"),
+    "bandit500": ("bandit-500-5", ["experiment=bandit500"], "RL2, linear attention"),
     "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, LSTM"),
     "mdp25": ("mdp-25", ["experiment=mdp25"], "RL2, LSTM"),
     "barcode": ("barcode", ["experiment=barcode"], "RL2, nested"),
