@@ -56,7 +56,7 @@ class NestedMemory(Memory):
     """Any memories as levels, `NestedMemory([LSTM(64), Episodic(64), SlowMLP(64, period=16)])`, fastest first.
 
     Levels share `d_model` and `fields`. consolidation: the rule by which a slow level takes items over,
-    "replay" (default), "distill" or "reptile"; see `nestmem.consolidation`.
+    "replay" (default), "distill", "reptile" or "hebb"; see `nestmem.consolidation`.
     """
 
     def __init__(self, levels: Sequence[Memory], fields: Fields | None = None, consolidation: str = "replay"):

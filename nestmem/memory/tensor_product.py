@@ -22,6 +22,7 @@ from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Re
 from nestmem.memory.registry import register
 
 LIMIT = 1.0  # largest weight that 8 bits hold
+TINY = 1e-8  # of a squared length: what was never written has no direction
 
 
 class TensorProductState(NamedTuple):
@@ -35,7 +36,9 @@ class TensorProduct(Associative):
 
     key_code: K', by default K; larger than K the code is relu(A k), else A k. ridge: noise of keys, see above. period:
     steps between two ticks, where a nested memory feeds it; alone it writes at every step. bits: 32, or 8 to keep the
-    weights in bytes; they are rounded, so no gradient passes through a write then.
+    weights in bytes; they are rounded, so no gradient passes through a write then. cosine: an outcome answers with the
+    direction of its weights W_v / |W_v|, so one that came more often or later is not louder; with consolidation="hebb"
+    that is the mean of the codes for each label.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class TensorProduct(Associative):
         period: int = 16,
         bits: int = 32,
         key_size: int = 0,
+        cosine: bool = False,
     ):
         super().__init__()
         if period < 1:
@@ -57,7 +61,7 @@ class TensorProduct(Associative):
             role="slow", lifetime="life", period=period, differentiable_write=bits == 32, parallel=False,
             regression=Regression("uniform", "linear", "sgd"),
         )  # fmt: skip
-        self.d_model, self.ridge, self.period, self.bits = d_model, ridge, period, bits
+        self.d_model, self.ridge, self.period, self.bits, self.cosine = d_model, ridge, period, bits, cosine
         self.binding = Binding(d_model, fields, key_size)
         key, cue = self.binding.key_size, self.binding.cue_size
         width = key_code or key
@@ -82,7 +86,7 @@ class TensorProduct(Associative):
 
     def read(self, query: Tensor, state: TensorProductState) -> tuple[Tensor, Aux]:
         phi = self.features(*self.binding.split(self.binding.address(query)))
-        return self._answer(torch.einsum("b...h,bhv->b...v", phi, self._unpack(state.w)))
+        return self._answer(torch.einsum("b...h,bhv->b...v", phi, self._read_weights(state.w)))
 
     def write(self, item: Item, state: TensorProductState, *, signal: Tensor | None = None) -> TensorProductState:
         w, phi = self._unpack(state.w), self.features(item.key, item.cue)
@@ -102,7 +106,7 @@ class TensorProduct(Associative):
             held, phi = self._unpack(w), written[:, t]
             error = items.outcome[:, t, None] - phi[:, None] @ held
             w = self._pack(held + wanted[:, t] * phi[..., None] * error / (1 + self.ridge))
-            raws.append((asked[:, t, None] @ self._unpack(w))[:, 0])
+            raws.append((asked[:, t, None] @ self._read_weights(w))[:, 0])
         y, aux = self._answer(torch.stack(raws, 1))
         return y, TensorProductState(w, addresses[:, -1]), aux
 
@@ -120,6 +124,10 @@ class TensorProduct(Associative):
 
     def _answer(self, raw: Tensor) -> tuple[Tensor, Aux]:
         return self.binding.token(self.log_gain.exp() * raw), Aux(confidence=raw.amax(-1, keepdim=True))
+
+    def _read_weights(self, packed: Tensor) -> Tensor:
+        w = self._unpack(packed)
+        return w * (w.square().sum(1, keepdim=True) + TINY).rsqrt() if self.cosine else w
 
     def _pack(self, w: Tensor) -> Tensor:
         return w if self.bits == 32 else (w.clamp(-LIMIT, LIMIT) * (127 / LIMIT)).round().to(torch.int8)

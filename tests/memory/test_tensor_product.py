@@ -63,6 +63,21 @@ def test_as_a_slow_level_it_sees_items_at_ticks_or_every_token(sees, changes):
     assert changed == changes
 
 
+def test_read_by_cosine_hebbian_consolidation_keeps_class_means():
+    fields, g = Fields(8, 0, 4), torch.Generator().manual_seed(0)
+    memory = TensorProduct(12, fields, cosine=True)
+    keys = F.normalize(torch.randn(20, 8, generator=g), dim=-1)
+    labels = torch.tensor([0] * 14 + [1, 1, 1, 2, 2, 2])  # class 0 far more often, class 3 never
+    item = Item(keys[None], torch.zeros(1, 20, 0), F.one_hot(labels, 4).float()[None])
+    given = nestmem.Consolidation(item, torch.ones(1, 20, dtype=torch.bool))
+    state = memory.absorb(memory.initial_state(1), given, torch.tensor([True]), RULES["hebb"])
+    means = torch.stack([F.normalize(keys[labels == c].mean(0), dim=-1) for c in range(3)])
+    queries = F.normalize(torch.randn(1, 50, 8, generator=g), dim=-1)
+    said = fields.split(memory.read(F.pad(queries, (0, 4)), state)[0])[2] / memory.log_gain.exp()
+    torch.testing.assert_close(said[0, :, :3], queries[0] @ means.T, atol=1e-5, rtol=0)
+    assert (said[0, :, 3] == 0).all()
+
+
 def test_a_wide_code_has_more_features():
     assert TensorProduct(45, FIELDS, key_code=40).initial_state(1).w.shape == (1, 640, 5)
 
