@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from algos import checkpoint, figures
 from algos.checkpoint import below
+from algos.parts import drawn, memory
 from algos.problem import Judged, Optimize
 from algos.strategies import STRATEGIES, Strategy
 from algos.strategies.fixed import Remembering
@@ -28,11 +29,11 @@ from algos.task_stream import stream as make_stream
 from envs.drift import Drift
 from envs.manifest import manifest
 from nestmem.errors import UserError
-from nestmem.memory import registry
 from nestmem.memory.base import Fields
 from nestmem.nets import MLP, Conv
 from nestmem.probes import Interval, Undefined, continual_metrics, mean_interval
 
+ALGOS = ("continual",)
 BATCH = 500  # held-out images asked at once
 
 
@@ -178,14 +179,17 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
         )
     stream = make_stream(config.env, options.steps, options.tasks, seeds["train"])
     kind = STRATEGIES[algo.strategy]
-    with torch.random.fork_rng():
-        torch.manual_seed(seeds["weights"])
-        try:
-            learner = network(config, stream, kind).to(device)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    strategy = kind(learner, strength=algo.strength, buffer=algo.buffer, seed=seeds["strategy"])
+    with drawn(config):
+        made = network(config, stream, kind).to(device)
+    strategy = kind(made, strength=algo.strength, buffer=algo.buffer, seed=seeds["strategy"])
     return ContinualProblem(strategy, algo.strategy, stream, options.tasks, device)
+
+
+def learner(config: DictConfig) -> nn.Module:
+    raise UserError(
+        "algo=continual: a run has no baselines and is not compared by memory; expected baselines=[], and other "
+        "strategies as runs of their own"
+    )
 
 
 def network(config: DictConfig, stream: Drift, kind: type[Strategy]) -> nn.Module:
@@ -204,8 +208,7 @@ def network(config: DictConfig, stream: Drift, kind: type[Strategy]) -> nn.Modul
         encoder.requires_grad_(False)
     if config.algo.strategy == "memory":
         fields = Fields(features, 0, stream.outputs)
-        chosen = {str(k): v for k, v in OmegaConf.to_container(config.memory).items() if k != "name"}
-        return Remembering(encoder, registry.build(config.memory.name, fields.width, fields, **chosen), fields)
+        return Remembering(encoder, memory(config, fields.width, fields), fields)
     return kind.network(encoder, features, stream.outputs, len(stream.tasks))
 
 

@@ -16,10 +16,43 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from algos import figures
+from algos.blackbox import BlackBox
 from algos.learner import Learner, Outcome
+from algos.maml import MAML, Classifier
+from algos.parts import drawn, image_sets, memory, no_memory, options
 from algos.problem import Judged, Optimize, Part
+from algos.prototypes import Prototypes
 from envs.fewshot import Episodes, FewShot, ImageSet
+from nestmem.errors import UserError
+from nestmem.memory.base import Fields
+from nestmem.nets import Conv
 from nestmem.probes import Interval, mean_interval
+
+ALGOS = ("blackbox", "maml", "prototypes")
+
+
+def learner(config: DictConfig) -> Learner:
+    with drawn(config):
+        algo, ways = options(config.algo), config.env.ways
+        encoder = Conv(**options(config.encoder))
+        fields = Fields(encoder.features, 0, ways)
+        match config.algo.name:
+            case "maml":
+                if config.encoder.norm == "running":
+                    raise UserError(
+                        "encoder.norm: running statistics cannot be kept in an inner loop; "
+                        "expected batch, instance, layer, group, rms or none"
+                    )
+                held = None if config.memory.name == "none" else memory(config, fields.width, fields)
+                return MAML(Classifier(encoder, encoder.features, ways, held), **algo)
+            case "prototypes":
+                no_memory(config)
+                return Prototypes(encoder)
+        return BlackBox(encoder, memory(config, fields.width, fields), fields, **algo)
+
+
+def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> FewShotProblem:
+    return FewShotProblem(learner(config).to(device), image_sets(config.env), config.env, config.trainer, seeds, device)
 
 
 class FewShotProblem:

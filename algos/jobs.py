@@ -75,7 +75,9 @@ def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
         known[name] = value if name == "split" else int(value)
     config = stored_config(Path(run))
     if "ways" not in config.env:
-        raise UserError(f"{run}: eval asks for other few-shot tasks, this run is of env={config.env.name}; see its report")
+        raise UserError(
+            f"{run}: eval asks for other few-shot tasks, this run is of env={config.env.name}; see its report"
+        )
     if (known["ways"] or 1) > config.env.ways:
         raise UserError(f"ways: this model was trained for {config.env.ways} ways, got {known['ways']}")
     trainer = restored(config)

@@ -18,16 +18,37 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from algos import figures
-from algos.oml import OML
+from algos.oml import OML, Gated
+from algos.parts import drawn, image_sets, no_memory, options
 from algos.problem import Judged, Optimize, Part
 from algos.sequential import Gradient, Record, embed, follow
 from algos.sequential_rate import best_rate
 from envs.fewshot import ImageSet, affine_jitter
 from envs.sequential_omniglot import LEARNED, OUTPUTS, POINTS, Trajectories, lessons
 from nestmem.errors import UserError
+from nestmem.nets import Conv
 from nestmem.probes import mean_interval
 
+ALGOS = ("oml", "anml", "classifier")
 CLASSES = 600
+
+
+def learner(config: DictConfig) -> OML:
+    no_memory(config)
+    algo, sizes = config.algo, options(config.encoder)
+    with drawn(config):
+        encoder: Conv | Gated = Conv(**sizes)
+        if algo.name == "anml":
+            encoder = Gated(encoder, Conv(**sizes | {"channels": algo.modulator}))
+        return OML(encoder, encoder.features, algo.outputs, algo.get("rate", 0.0))
+
+
+def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> LessonProblem:
+    ways = 0 if config.algo.name == "classifier" else config.env.ways
+    return LessonProblem(
+        learner(config).to(device), image_sets(config.env), config.env, ways, config.algo.remember, config.trainer,
+        seeds, device,
+    )  # fmt: skip
 
 
 class LessonProblem:

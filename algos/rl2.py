@@ -24,6 +24,7 @@ from torch import Tensor
 from algos import checkpoint, figures, ppo
 from algos.agent import Agent
 from algos.checkpoint import below
+from algos.parts import drawn, memory
 from algos.problem import Judged, Optimize, Part
 from envs.bandit_baselines import bandit_rewards, barcode_rewards
 from envs.bandits import Bandits, Barcodes
@@ -31,9 +32,9 @@ from envs.mdp_baselines import mdp_rewards
 from envs.mdps import MDPs
 from envs.trials import Array, Trials
 from nestmem.errors import UserError
-from nestmem.memory import registry
 from nestmem.probes import mean_interval
 
+ALGOS = ("rl2",)
 Line = dict[str, Any]
 POINTS = 50  # at most, of a line
 
@@ -178,21 +179,10 @@ def maker(env: DictConfig) -> Callable[[int], Trials]:
     return lambda trials: FAMILIES[env.name][0](trials, **sizes)
 
 
-def agent(config: DictConfig, seed: int) -> Agent:
-    """An agent with the weights of `seed`, or of the run algo.start names."""
-    if config.memory.name == "none":
-        raise UserError(f"memory: algo=rl2 needs one, got none; known: {', '.join(registry.memories())}")
-    chosen = {str(k): v for k, v in OmegaConf.to_container(config.memory).items() if k != "name"}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            made = Agent(
-                maker(config.env)(1),
-                lambda fields: registry.build(config.memory.name, fields.width, fields, **chosen),
-                config.algo.width,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
+def learner(config: DictConfig) -> Agent:
+    """An agent with freshly drawn weights, or with those of the run algo.start names."""
+    with drawn(config):
+        made = Agent(maker(config.env)(1), lambda fields: memory(config, fields.width, fields), config.algo.width)
     if config.algo.start:
         found, _ = checkpoint.read(Path(config.algo.start))
         try:
@@ -207,6 +197,6 @@ def agent(config: DictConfig, seed: int) -> Agent:
 def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> RL2Problem:
     """The problem of a configuration with algo=rl2."""
     return RL2Problem(
-        agent(config, seeds["weights"]).to(device), maker(config.env), FAMILIES[config.env.name][1],
+        learner(config).to(device), maker(config.env), FAMILIES[config.env.name][1],
         config.algo, config.trainer, seeds, device,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from algos import figures
 from algos.filtering import Filter, Pieces
+from algos.parts import drawn, memory
 from algos.problem import Judged, Optimize
 from algos.stream import StreamProblem
 from envs.timescales import VALUES, VARIABLES, Chunk, Process, Timescales, bayes_filter, nll
@@ -43,6 +44,8 @@ from nestmem.probes import (
 from nestmem.probes.interchange import Interchange
 from nestmem.probes.intervene import Spoken
 from nestmem.probes.timescales import autocorrelation
+
+ALGOS = ("filtering",)
 
 STRIDE = 16  # decodability is fitted on every 16th step
 GROUPS = ["fastest third", "middle third", "slowest third"]
@@ -104,6 +107,16 @@ def _lag(trace: NDArray[np.float32]) -> int:
         return 0
     below = np.flatnonzero(rho < 1 / math.e)
     return int(below[0]) if len(below) else len(rho)
+
+
+def learner(config: DictConfig) -> Filter:
+    algo = config.algo
+    with drawn(config):
+        return Filter(memory(config, algo.width), (algo.encoder, algo.decoder), algo.frozen)
+
+
+def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> TimescalesProblem:
+    return TimescalesProblem(learner(config).to(device), config.env, config.trainer, seeds, device)
 
 
 class TimescalesProblem(StreamProblem):

@@ -24,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from algos import checkpoint
-from algos.build import parameters, seeds
 from algos.checkpoint import Checkpoint, below
 from algos.logs import Log, picture
+from algos.parts import parameters, seeds
 from algos.problem import Part, Problem
 from nestmem.errors import UserError
 from nestmem.memory.base import state_bytes

@@ -11,7 +11,6 @@ Legend: B rows, T steps of a visit, V visits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from algos import figures
 from algos.embedding import embedding
+from algos.parts import drawn, memory
 from algos.problem import Judged, Metrics
 from algos.stream import Piece, StreamLearner, StreamProblem
 from envs.bindings import Bindings
@@ -35,6 +35,7 @@ from nestmem.probes import Interval, Undefined, accuracy_by_gap, mean_interval, 
 from nestmem.probes.adaptation import GAPS
 
 NAMES = ("bindings", "rules")
+ALGOS = ("blackbox",)
 LEVEL = 0.9  # of the steps-to numbers
 ROWS = 64  # streams judged at once
 LESIONED = 32  # streams that lesions are judged on
@@ -46,15 +47,11 @@ def fields(env: DictConfig) -> Fields:
     return Fields(env.features, env.cue_size, env.ways if env.name == "bindings" else env.labels)
 
 
-def learner(config: DictConfig, build: Callable[[DictConfig, Fields], Memory]) -> VisitLearner:
+def learner(config: DictConfig) -> VisitLearner:
     """The memory alone is the learner: features are frozen."""
-    if config.algo.name != "blackbox" or config.memory.name == "none":
-        raise UserError(
-            f"env={config.env.name}: expected algo=blackbox and a memory, got algo={config.algo.name} "
-            f"and memory={config.memory.name}"
-        )
     layout = fields(config.env)
-    return VisitLearner(build(config.memory, layout), layout, config.algo.level_loss)
+    with drawn(config):
+        return VisitLearner(memory(config, layout.width, layout), layout, config.algo.level_loss)
 
 
 def streams(env: DictConfig, encoder: DictConfig, seeds: dict[str, int], device: torch.device) -> dict[str, Visits]:
@@ -80,7 +77,8 @@ def streams(env: DictConfig, encoder: DictConfig, seeds: dict[str, int], device:
     return made
 
 
-def problem(config: DictConfig, made: VisitLearner, seeds: dict[str, int], device: torch.device) -> VisitProblem:
+def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> VisitProblem:
+    made = learner(config).to(device)
     source = streams(config.env, config.encoder, seeds, device)
     test = source["test"]
     floor = test.elimination if isinstance(test, Bindings) else test.chance

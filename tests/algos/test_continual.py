@@ -168,13 +168,13 @@ def test_streams_with_digits(omniglot):
         (["trainer.steps=25"], "trainer.steps: expected a multiple of the 3 visits"),
         (["env.kind=split"], "env.kind: expected one of"),
         (["env.data=cifar"], "env.data: expected one of"),
-        (["baselines=[lstm]"], "baselines: a continual run has none"),
+        (["baselines=[lstm]"], "a run has no baselines"),
         (["trainer.schedule=linear"], "trainer.schedule: expected cosine or constant"),
         (["algo.buffer=0"], "algo.buffer: expected at least 1"),
         (["algo.strategy=expandable", "encoder.norm=running"], "encoder.norm: old blocks stay as they are"),
         (["algo.strategy=expandable", "algo.mlp=[8]"], "takes a convolutional encoder"),
         (["algo.encoder=nowhere"], "nowhere: no checkpoint here"),
-        (["env=glyphs"], "env=tasks and algo=continual go together"),
+        (["env=glyphs"], "algo: env=glyphs goes with algo=blackbox, maml"),
     ],
 )
 def test_what_is_refused(changes, says, tmp_path, capsys):

@@ -109,8 +109,8 @@ def test_frozen_leaves_encoder_and_memory_as_they_were_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["algo=blackbox"], "env=timescales and algo=filtering go together; got env=timescales, algo=blackbox"),
-        (["env=glyphs"], "env=timescales and algo=filtering go together; got env=glyphs, algo=filtering"),
+        (["algo=blackbox"], "algo: env=timescales goes with algo=filtering, got blackbox"),
+        (["env=glyphs"], "algo: env=glyphs goes with algo=blackbox, maml, prototypes, oml, anml, classifier, got filtering"),
         (["memory=none"], "memory: algo=filtering needs one, got none"),
         (["env.dropped=4096"], "env.dropped, trainer.eval_tasks, trainer.test_tasks: expected fewer steps dropped"),
         (["env.right_b=1"], r"timescales: expected rows >= 1, probabilities in \(0, 1\)"),

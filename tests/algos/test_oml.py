@@ -141,9 +141,9 @@ def test_what_is_refused(capsys, tmp_path):
 
 def test_the_same_seed_makes_the_same_learner():
     first, second, other = (
-        build.lesson_learner(config.configure([*KINDS["anml"], *SMALL, f"seed={s}"])).state_dict() for s in (0, 0, 1)
+        build.learner(config.configure([*KINDS["anml"], *SMALL, f"seed={s}"])).state_dict() for s in (0, 0, 1)
     )
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
     with pytest.raises(UserError, match="norm: expected one of"):
-        build.lesson_learner(config.configure([*KINDS["oml"], *SMALL, "encoder.norm=no"]))
+        build.learner(config.configure([*KINDS["oml"], *SMALL, "encoder.norm=no"]))

@@ -222,6 +222,6 @@ def test_trials_and_rl2_go_together():
     config = OmegaConf.create(OmegaConf.to_container(configure([*TINY, "run=unused"])))
     config.algo.name = "blackbox"
     with pytest.raises(
-        UserError, match="algo=rl2 goes with env=bandits, barcodes, mdps; got env=bandits, algo=blackbox"
+        UserError, match="algo: env=bandits goes with algo=rl2, got blackbox"
     ):
         build.problem(config)
