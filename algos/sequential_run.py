@@ -31,8 +31,8 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
     heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. shifts=1: features are means
-    over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads on the same images in random order, so
-    many times over. Writes RUN/sequential.json, or
+    over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads and the nested one on the same images in
+    random order, so many times over. Writes RUN/sequential.json, or
     RUN/sequential-random.json.
     The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
     head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
@@ -86,10 +86,10 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     if epochs := known["oracle"]:
         few = Trajectories(val, **draw | {"trajectories": max(1, 5 // epochs), "order": "random"})
         result["iid"] = {}
-        for name in rates:
-            slow = best_rate(background, few, SLOW[name], epochs)
-            held_out = _iid(SLOW[name](*shape, slow), table, streams, epochs)
-            result["iid"][name] = {"rate": slow, "held_out": held_out.tolist()}
+        for name in [n for n in known["heads"].split(",") if n in (*SLOW, "nested")]:
+            slow = best_rate(background, few, SLOW[name], epochs) if name in SLOW else None
+            head = make[name]() if slow is None else SLOW[name](*shape, slow)
+            result["iid"][name] = {"rate": slow, "held_out": _iid(head, table, streams, epochs).tolist()}
     name = "sequential.json" if known["encoder"] == "trained" else f"sequential-{known['encoder']}.json"
     (Path(run) / name).write_text(json.dumps(result, indent=1))
     _print(result, points)
@@ -114,7 +114,7 @@ def _nested(background: Tensor, choice: Trajectories, shape: tuple[int, int, int
     return Remembered(memory, trajectories)
 
 
-def _iid(head: Gradient, table: Tensor, streams: Trajectories, epochs: int) -> Tensor:
+def _iid(head: Head, table: Tensor, streams: Trajectories, epochs: int) -> Tensor:
     """Accuracy in percent [R] on held-out drawings after `epochs` of the learned ones in random order."""
     for x, y in shuffled(*streams.learned(table), epochs, seed=0):
         head.learn(x, y)

@@ -128,7 +128,8 @@ def measured(title: str, run: Path, result: dict[str, Any], trained: str) -> lis
         if "600" in result["heads"][head]["held_out"]:
             oracle = np.asarray(iid["held_out"])
             drop = mean_interval(100 * (1 - np.asarray(result["heads"][head]["held_out"]["600"]) / oracle))
-            note = f"oracle {oracle.mean():.1f} after {result['oracle']} epochs at rate {iid['rate']:g}; {trained}"
+            pace = f" at rate {iid['rate']:g}" if iid["rate"] else ""
+            note = f"oracle {oracle.mean():.1f} after {result['oracle']} epochs{pace}; {trained}"
             rows.append(
                 row("continual-600-drop", f"{title}: {PATHS[head]}", drop.mean, low=drop.low, high=drop.high, n=drop.n,
                     unit="%", note=note, **about)
