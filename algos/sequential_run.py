@@ -32,8 +32,7 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
 
     heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. shifts=1: features are means
     over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads and the nested one on the same images in
-    random order, so many times over. Writes RUN/sequential.json, or
-    RUN/sequential-random.json.
+    random order, so many times over. Writes RUN/sequential.json (`file_name` where encoder or shifts are given).
     The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
     head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
     """
@@ -90,10 +89,14 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
             slow = best_rate(background, few, SLOW[name], epochs) if name in SLOW else None
             head = make[name]() if slow is None else SLOW[name](*shape, slow)
             result["iid"][name] = {"rate": slow, "held_out": _iid(head, table, streams, epochs).tolist()}
-    name = "sequential.json" if known["encoder"] == "trained" else f"sequential-{known['encoder']}.json"
-    (Path(run) / name).write_text(json.dumps(result, indent=1))
+    (Path(run) / file_name(known["encoder"], known["shifts"])).write_text(json.dumps(result, indent=1))
     _print(result, points)
     return result
+
+
+def file_name(encoder: str, shifts: int) -> str:
+    """Where a run keeps what was measured so."""
+    return f"sequential{'-random' if encoder == 'random' else ''}{f'-shifts{shifts}' if shifts else ''}.json"
 
 
 def _encoder(config: DictConfig, run: str, which: str) -> tuple[nn.Module, int]:

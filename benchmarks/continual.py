@@ -3,8 +3,8 @@
     python -m benchmarks.continual train METHOD [OVERRIDE]...   oml, anml or pretrain, into runs/continual (goes on if
                                                                 interrupted)
     python -m benchmarks.continual collect [METHOD=RUN]...      measure every finished run there, and runs from elsewhere
-                                                                under a name of their own; rows of methods without a run
-                                                                stay as they were
+                                                                under a name of their own, these also with features over
+                                                                nine shifts; rows of methods without a run stay
 `random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in
 RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background
 classes, the other 200 and their rotations choose the rates, and the 600 classes of a stream are drawn from the evaluation
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from algos import jobs
-from algos.sequential_run import sequential
+from algos.sequential_run import file_name, sequential
 from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
 
@@ -76,17 +76,17 @@ def train(method: str, extra: list[str]) -> None:
 
 
 def collect(named: dict[str, str]) -> None:
-    places = {method: ROOT / f"{method}-s0" for method in TRAINED} | {m: Path(run) for m, run in named.items()}
-    places["random"] = places["oml"]
-    rows: list[dict[str, Any]] = []
-    before = [r for r in load("continual") if r["n"]]
-    for method, run in places.items():
+    """Measure what is there; the rows of every other method stay."""
+    finished = [m for m in TRAINED if (ROOT / f"{m}-s0" / "result.json").is_file()]
+    wanted = [(TITLES[m], ROOT / f"{m}-s0", "trained", 0) for m in finished]
+    if (ROOT / "oml-s0" / "config.yaml").is_file():
+        wanted.append((TITLES["random"], ROOT / "oml-s0", "random", 0))
+    for method, run in named.items():
         title = TITLES.get(method, method)
-        needed = "config.yaml" if method == "random" or method in named else "result.json"
-        if not (run / needed).is_file():
-            rows += [r for r in before if r["method"].split(":")[0] == title]
-            continue
-        rows += measured(title, run, *measure(run, "random" if method == "random" else "trained"))
+        wanted += [(title, Path(run), "trained", 0), (f"{title}, nine views", Path(run), "trained", 1)]
+    rows = [r for r in load("continual") if r["n"] and r["method"].split(":")[0] not in {title for title, *_ in wanted}]
+    for title, run, encoder, shifts in wanted:
+        rows += measured(title, run, *measure(run, encoder, shifts))
     rows += [row("continual-600", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED]
     rows += [
         row("continual-600-drop", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED_DROP
@@ -94,14 +94,14 @@ def collect(named: dict[str, str]) -> None:
     save("continual", rows)
 
 
-def measure(run: Path, encoder: str) -> tuple[dict[str, Any], str]:
+def measure(run: Path, encoder: str, shifts: int) -> tuple[dict[str, Any], str]:
     """What `nestmem sequential` says of the newest checkpoint, asked now if it was not; and how far the training had come."""
-    path = run / ("sequential.json" if encoder == "trained" else "sequential-random.json")
+    path = run / file_name(encoder, shifts)
     newest = (
         max(int(p.name.removeprefix("step-")) for p in run.glob("checkpoints/step-*")) if encoder == "trained" else 0
     )
     if not path.is_file() or json.loads(path.read_text())["step"] != newest:
-        sequential(str(run), [*OPTIONS, f"encoder={encoder}"])
+        sequential(str(run), [*OPTIONS, f"encoder={encoder}", f"shifts={shifts}"])
     steps = jobs.stored_config(run).trainer.steps
     return json.loads(path.read_text()), f"{newest} updates" if newest in (0, steps) else f"{newest} of {steps} updates"
 
