@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from algos import checkpoint, figures
+from algos import figures
 from algos.checkpoint import below
 from algos.parts import drawn, memory
 from algos.problem import Judged, Optimize
@@ -35,6 +35,7 @@ from nestmem.probes import Interval, Undefined, continual_metrics, mean_interval
 
 ALGOS = ("continual",)
 BATCH = 500  # held-out images asked at once
+SIZE = 28  # pixels of an image's side, for which encoders are made
 
 
 class ContinualProblem:
@@ -213,14 +214,13 @@ def network(config: DictConfig, stream: Drift, kind: type[Strategy]) -> nn.Modul
 
 
 def trained_encoder(run: str) -> tuple[nn.Module, int]:
-    """The convolutional encoder of the newest checkpoint of a run, and how many features it gives."""
-    found, _ = checkpoint.read(Path(run))
-    tensors = below(found.tensors, "learner.encoder.")
-    if not tensors:
-        raise UserError(f"algo.encoder: {run} has no encoder of its own (algo {found.meta['config']['algo']['name']})")
-    encoder = Conv(**found.meta["config"]["encoder"])
-    try:
-        encoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"algo.encoder: {run} does not fit ({str(error).splitlines()[-1].strip()})") from None
-    return encoder, encoder.features
+    """The encoder of the newest checkpoint of a run, and how many features it gives."""
+    from algos import jobs  # late: it builds on this module
+
+    config = jobs.stored_config(Path(run))
+    encoder = getattr(jobs.restored(config).learner, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise UserError(f"algo.encoder: {run} keeps no encoder apart (algo={config.algo.name}); prototypes, oml do")
+    with torch.no_grad():
+        features = encoder.cpu().eval()(torch.zeros(1, 1, SIZE, SIZE)).shape[-1]
+    return encoder.train(), features

@@ -173,7 +173,7 @@ def test_streams_with_digits(omniglot):
         (["algo.buffer=0"], "algo.buffer: expected at least 1"),
         (["algo.strategy=expandable", "encoder.norm=running"], "encoder.norm: old blocks stay as they are"),
         (["algo.strategy=expandable", "algo.mlp=[8]"], "takes a convolutional encoder"),
-        (["algo.encoder=nowhere"], "nowhere: no checkpoint here"),
+        (["algo.encoder=nowhere"], "nowhere: not a run of nestmem"),
         (["env=glyphs"], "algo: env=glyphs goes with algo=blackbox, maml"),
     ],
 )
