@@ -78,10 +78,10 @@ class RL2Problem:
         if algo.baseline == "linear":
             values = ppo.linear_values(found.seen.observation, found.rewards, algo.gamma)
         advantage = ppo.advantages(found.rewards, values, algo.gamma, algo.lam)
-        target = (values + advantage) / self.terms.scale
+        returns = ppo.discounted(found.rewards, algo.gamma)
+        target = returns / self.terms.scale
         if algo.normalize:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        returns = ppo.discounted(found.rewards, algo.gamma)
         explained = 1 - (returns - values).var() / returns.var().clamp_min(1e-8)
         steps: list[dict[str, float]] = []
         for _ in range(algo.epochs):
