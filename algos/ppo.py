@@ -4,8 +4,8 @@ Schulman et al. 2016 and 2017, with a trial as the unit (Duan et al. 2016): valu
 future of a trial is what exploring pays into; it ends with the trial.
     delta_t = r_t + gamma V_{t+1} - V_t;   A_t = delta_t + gamma lambda A_{t+1};   V_T = 0
     loss = -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) + c_v mean (V - R)^2 - c_e mean entropy
-R is the return itself, not A + V: with the small lambda that bandits like, a critic that learns from its own guesses is slow, and until
-it is right the policy follows its errors (on a hundred pulls the return fell from 73 to 67).
+R is the return itself, not A + V_old: with the small lambda that suits bandits, a critic that learns from its own guesses is slow,
+and until it is right the policy follows its errors (on a hundred pulls the return fell from 73 to 67).
 Legend: N trials, T steps, F features.
 """
 
