@@ -45,6 +45,8 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "lstm-vs-nn-lstm-cpu": (at_least(0.9), ""),
     "recurrence-vs-fla-gpu": (at_least(0.67), ""),
     "stream-flatness": (at_most(1.1), ""),
+    "continual-600": (at_least(90), "prototypes, nine views: nested, slots and slow weights"),
+    "continual-600-drop": (at_most(2), "prototypes, nine views: nested, slots and slow weights"),
     "bandit-10-5": (at_least(6.6), "RL2, linear attention"),
     "bandit-100-5": (at_least(78.3), "RL2, linear attention"),
     "bandit-500-5": (at_least(405), "RL2, linear attention"),
