@@ -5,8 +5,11 @@
     y, state = memory(x)            # x [B, T, 64]
     y, state = memory(more, state)
 
-The library needs torch, numpy and safetensors. Environments, learners and the command line live in the checkout.
+The library needs torch, numpy and safetensors (`Store` also SQLAlchemy, in the extra `store`). Environments, learners and the
+command line live in the checkout.
 """
+
+from typing import TYPE_CHECKING
 
 from nestmem.caching import Cached
 from nestmem.compose import Context, Gated, Stack
@@ -47,7 +50,20 @@ from nestmem.routing import Routed
 from nestmem.segments import SegmentWrapper
 from nestmem.summed import Summed
 
+if TYPE_CHECKING:
+    from nestmem.store import Store as Store
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """`Store` on first use: it alone needs SQLAlchemy (the extra `store`)."""
+    if name == "Store":
+        from nestmem.store import Store
+
+        return Store
+    raise AttributeError(f"module 'nestmem' has no attribute {name!r}")
+
 
 __all__ = [
     "DGD",

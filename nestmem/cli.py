@@ -25,6 +25,7 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem compare memories=A,B,... [seeds=5 jobs=CORES run=FOLDER] [OVERRIDE...]
                                          one experiment with several memories of one size; the same command goes on
   nestmem report RUN...                  write RUN/report/report.html
+  nestmem store VERB URL                 the persistent store: stats, search, show, tree, verify, snapshot, ... (`nestmem store`)
   nestmem data list|get|check [SET]      data sets: where they are, download, verify
   nestmem memories                       the memories that can be named, with one line each
 """
@@ -117,6 +118,16 @@ def _data(arguments: list[str]) -> int:
     return int(_checkout("envs.datasets").run(arguments[0], arguments[1:]))
 
 
+def _store(arguments: list[str]) -> int:
+    try:
+        from nestmem.store import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("sqlalchemy", "rich"):
+            raise UserError(f"store: the package {error.name!r} is missing; pip install 'nestmem[store]'") from None
+        raise
+    return cli.run(arguments)
+
+
 def _memories(arguments: list[str]) -> int:
     import nestmem
 
@@ -132,6 +143,7 @@ VERBS = {
     "sequential": _sequential,
     "compare": _compare,
     "report": _report,
+    "store": _store,
     "data": _data,
     "memories": _memories,
 }

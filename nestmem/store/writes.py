@@ -207,7 +207,9 @@ def _grounds_now(conn: Connection, ident: str) -> list[str]:
     then, now = item.alias("then"), item.alias("now")
     same = and_(now.c.namespace == then.c.namespace, now.c.key == then.c.key, now.c.died.is_(None))
     query = select(now.c.id).join(then, same).join(link, link.c.dst == then.c.id)
-    found = conn.execute(query.where(link.c.src == ident, link.c.type == "derived_from").order_by(now.c.id)).scalars().all()
+    found = (
+        conn.execute(query.where(link.c.src == ident, link.c.type == "derived_from").order_by(now.c.id)).scalars().all()
+    )
     return list(get_items(conn, found))
 
 

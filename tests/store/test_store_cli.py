@@ -1,0 +1,91 @@
+"""`nestmem store`: what a person types, rightly and wrongly."""
+
+import re
+
+import pytest
+
+from nestmem.cli import main
+from nestmem.store import New, PyramidMerge
+
+
+@pytest.fixture
+def memory(store, place, vectors):
+    ids = store.put_many(
+        [New(f"frame {i} of [bold]it[/bold]", event_from=float(i), vectors={"w": vectors[i]}) for i in range(12)]
+    )
+    store.consolidate(PyramidMerge("w", capacities=(4, 2)))
+    store.supersede(ids.ids[11], "frame 11, corrected")
+    place.close()
+    return place.url
+
+
+def said(capsys, *arguments, code=0):
+    assert main(["store", *map(str, arguments)]) == code
+    return capsys.readouterr().out
+
+
+def test_looking_at_a_store(memory, capsys, place):
+    assert "L1" in said(capsys, "stats", memory)
+    hits = said(capsys, "search", memory, "frame", "11", "k=3", "levels=0")
+    assert "corrected" in hits and "[bold]" not in hits.split("corrected")[0].split("frame 11")[-1]
+    ident = re.search(r"[0-9a-f]{32}", hits)[0]
+    shown = said(capsys, "show", memory, ident)
+    assert "frame 11, corrected" in shown and "version 1 (generation 2): frame 11 of [bold]it[/bold]" in shown
+    tree = said(capsys, "tree", memory)
+    assert "main" in tree and "L1" in tree and "└" in tree
+    assert "clean" in said(capsys, "verify", memory)
+
+
+def test_keeping_a_store_safe(memory, capsys, place):
+    folder = place.folder
+    said(capsys, "snapshot", memory, folder / "snap")
+    ident = place.open().search("frame", k=1).ids[0]
+    place.close()
+    said(capsys, "forget", memory, ident)
+    assert ident not in place.open().search("frame", k=50).ids
+    place.close()
+    said(capsys, "restore", memory, folder / "snap")
+    assert ident in place.open().search("frame", k=50).ids
+    said(capsys, "export", memory, folder / "out")
+    said(capsys, "import", folder / "second.db", folder / "out")
+    assert "clean" in said(capsys, "verify", folder / "second.db")
+
+
+def test_damage_is_shown_and_counted(memory, capsys, place):
+    place.close()
+    data = bytearray(memory.read_bytes())
+    data[data.find(b"frame 3 of") + 6] ^= 1
+    memory.write_bytes(data)
+    assert "problems" in said(capsys, "verify", memory, code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["stat", "x"], "no verb 'stat'"),
+        (["stats"], "expected a URL"),
+        (["stats", "nowhere.db"], "no store here"),
+        (["search", "MEMORY"], "expected words"),
+        (["search", "MEMORY", "a", "k=many"], "k: expected int"),
+        (["search", "MEMORY", "a", "k=0"], "k: expected a whole number"),
+        (["search", "MEMORY", "a", "levels=x"], "levels: expected numbers"),
+        (["search", "MEMORY", "a", "at=999"], "generation: expected 0 to"),
+        (["show", "MEMORY", "0" * 32], "no item"),
+        (["show", "MEMORY"], "expected URL ID"),
+        (["forget", "MEMORY"], "at least one ID"),
+        (["forget", "MEMORY", "0" * 32], "no current item"),
+        (["restore", "MEMORY", "nowhere"], "no complete snapshot"),
+        (["import", "MEMORY", "nowhere"], "no export"),
+    ],
+)
+def test_mistakes_get_one_sentence(memory, capsys, arguments, says):
+    assert main(["store", *(str(memory) if a == "MEMORY" else a for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+
+
+def test_help_names_every_verb(capsys):
+    from nestmem.store.cli import VERBS
+
+    text = said(capsys)
+    assert all(f"nestmem store {verb} " in text for verb in VERBS)
