@@ -110,7 +110,10 @@ def test_frozen_leaves_encoder_and_memory_as_they_were_drawn(tmp_path):
     ("overrides", "says"),
     [
         (["algo=blackbox"], "algo: env=timescales goes with algo=filtering, got blackbox"),
-        (["env=glyphs"], "algo: env=glyphs goes with algo=blackbox, maml, prototypes, oml, anml, classifier, got filtering"),
+        (
+            ["env=glyphs"],
+            "algo: env=glyphs goes with algo=blackbox, maml, prototypes, oml, anml, classifier, got filtering",
+        ),
         (["memory=none"], "memory: algo=filtering needs one, got none"),
         (["env.dropped=4096"], "env.dropped, trainer.eval_tasks, trainer.test_tasks: expected fewer steps dropped"),
         (["env.right_b=1"], r"timescales: expected rows >= 1, probabilities in \(0, 1\)"),

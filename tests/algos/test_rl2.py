@@ -221,7 +221,5 @@ def test_mistakes_are_one_sentence(changes, says, tmp_path, capsys):
 def test_trials_and_rl2_go_together():
     config = OmegaConf.create(OmegaConf.to_container(configure([*TINY, "run=unused"])))
     config.algo.name = "blackbox"
-    with pytest.raises(
-        UserError, match="algo: env=bandits goes with algo=rl2, got blackbox"
-    ):
+    with pytest.raises(UserError, match="algo: env=bandits goes with algo=rl2, got blackbox"):
         build.problem(config)
