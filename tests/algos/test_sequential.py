@@ -150,9 +150,10 @@ def test_views_are_shifts_averaged():
 def test_the_rate_is_that_of_the_best_memory_of_learned_images():
     features, streams = table(spread=1.0), trajectories()
     shown, labels = streams.learned(features)
+    rates = (torch.tensor(RATES) / features.square().sum(-1).mean()).tolist()
     for epochs in (0, 2):
         learned = []
-        for rate in RATES:
+        for rate in rates:
             head = Gradient(R, C, SIZE, rate)
             parts = [(shown[r : r + 1], labels[r : r + 1]) for r in range(R)]
             orders = [list(shuffled(*part, epochs, seed=r)) if epochs else [part] for r, part in enumerate(parts)]
@@ -161,7 +162,8 @@ def test_the_rate_is_that_of_the_best_memory_of_learned_images():
             learned.append((head.answer(shown).argmax(-1) == labels).float().mean(1))
         wins = torch.stack(learned).argmax(0).tolist()
         assert len({float(right.mean()) for right in learned}) > 3, "the rates differ"
-        assert best_rate(features, streams, Gradient, epochs) in {RATES[i] for i in wins}
+        assert best_rate(features, streams, Gradient, epochs) in {rates[i] for i in wins}
+    assert best_rate(10 * features, streams, Gradient) == pytest.approx(best_rate(features, streams, Gradient) / 100)
 
 
 def test_an_oracle_sees_every_image_once_an_epoch():
