@@ -13,7 +13,10 @@ from typing import Any
 from benchmarks.results import FOLDER
 
 TOP = FOLDER.parent.parent
-DOCUMENTS = [TOP / "README.md", *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md"))]
+DOCUMENTS = [
+    TOP / "README.md",
+    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md")),
+]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
 
@@ -27,6 +30,8 @@ def at_most(goal: float) -> Goal:
 
 
 LEAKY = "nested (LSTM reset every 4, leaky 16, leaky 256)"
+AHEAD: Goal = ("interval above 0", lambda row: (row["low"] or 0) > 0)
+MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
 GOALS: dict[str, tuple[Goal, str]] = {
@@ -59,6 +64,11 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "interchange-diagonal": (at_least(0.8), LEAKY),
     "interchange-off-diagonal": (at_most(0.1), LEAKY),
     "interchange-index": (at_least(0.8), LEAKY),
+    **{
+        f"recurrence-gap-{gap}-bindings": (AHEAD if gap in BEYOND else at_least(-2), MARGIN) for gap in ("5-8", *BEYOND)
+    },
+    "recurrence-new1-bindings": (at_least(-2), MARGIN),
+    "recurrence-new0-rules": (AHEAD, MARGIN),
 }
 
 
@@ -131,6 +141,9 @@ SECTIONS = {
         "titans-vs-titans-unofficial-cpu",
         "lstm-vs-nn-lstm-cpu", "recurrence-vs-fla-cpu", "recurrence-vs-fla-gpu", "memory-peak", "stream-flatness",
     ],
+    "recurring-more": [
+        "recurrence-savings-omniglot", "first-visit-omniglot", "recurrence-lesion-bindings", "recurrence-lesion-rules",
+    ],
 }  # fmt: skip
 
 
@@ -143,6 +156,8 @@ WIDE = {
         "decodability-contrast",
     ],
 }
+RECURRENCE = ["new0", "new1", *(f"gap-{gap}" for gap in ("5-8", "9-13", "14-20", "21-30", "31+"))]
+WIDE |= {f"recurring-{s}": [f"recurrence-{name}-{s}" for name in RECURRENCE] for s in ("bindings", "rules")}
 
 
 def write(text: str, rows: list[Row]) -> str:

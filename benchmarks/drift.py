@@ -132,7 +132,7 @@ def method_rows(stream: str, method: str, each: list[dict[str, Any]]) -> list[di
         low, high = (i.low, i.high) if i.n > 1 else (None, None)
         note = f"{each[0]['step']} updates; floor {each[0]['numbers']['floor: striking out used labels']:.1f}"
         rows.append(row(claim, title, i.mean, low=low, high=high, n=i.n, unit="%", note=note, **facts))
-    for name in (n for n in each[0]["numbers"] if n.startswith("lesion")):
+    for name in (n for n in each[0]["numbers"] if n.startswith("lesion") and method == OURS):
         i = over_seeds(each, name)
         low, high = (i.low, i.high) if i.n > 1 else (None, None)
         what = name.removeprefix("lesion, ret0: ")

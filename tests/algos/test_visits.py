@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from algos import build as build_from
 from algos.config import configure
+from algos.embedding import embedding
 from algos.visits import Record, VisitLearner, VisitProblem, by_gap, curves, steps_numbers
 from benchmarks import drift
 from envs.bindings import Bindings
@@ -136,6 +137,16 @@ def test_trains_and_resumes_from_the_command_line(tmp_path, capsys):
     assert json.loads((run / "result.json").read_text())["numbers"] == result["numbers"]
     assert main(["eval", str(run), "ways=2"]) == 2
     assert "not a few-shot run" in capsys.readouterr().err
+
+
+def test_features_come_from_the_encoder_of_a_run(tmp_path):
+    small = ["encoder.channels=[4,8]", "trainer.steps=2", "trainer.eval_tasks=2", "trainer.test_tasks=2"]
+    images = ["env=glyphs", "algo=prototypes", "memory=none", "baselines=[]", "env.alphabets=3", "trainer.tasks=1"]
+    assert main(["train", *images, *small, f"run={tmp_path}/encoder"]) == 0
+    assert main(["train", *SMALL, f"env.encoder={tmp_path}/encoder", "trainer.steps=2", f"run={tmp_path}/r"]) == 0
+    own, given = (embedding(configure([*SMALL, *more]).env, configure(SMALL).encoder)["test"] for more in (
+        [], [f"env.encoder={tmp_path}/encoder"]))  # fmt: skip
+    assert given.shape == (100, 20, 24) and not torch.equal(own, given)
 
 
 def test_rules_train_too(tmp_path):
