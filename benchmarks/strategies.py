@@ -135,8 +135,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(r: dict[str, Any]) -> str:
-    spread = f" ± {(r['high'] - r['low']) / 2:.1f}" if r["n"] > 1 else f" (n = {r['n']})"
-    return f"{r['value']:.1f}{spread}"
+    spread = f" ± {(r['high'] - r['low']) / 2:.1f}" if r["n"] > 1 else ""
+    return f"{r['value']:.1f}{spread}" + (f" (n = {r['n']})" if r["n"] != len(SEEDS) else "")
 
 
 def main(arguments: list[str]) -> None:
