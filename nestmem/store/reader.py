@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, func, or_, select
+from sqlalchemy import Connection, and_, func, or_, select
 from torch import Tensor
 
 from nestmem.store.cache import VectorCache
@@ -176,9 +176,10 @@ class Reader:
         return self._across(ident, "contains", down=False)
 
     def roots(self, *, namespace: str | None = None) -> list[Item]:
-        """Items that nothing contains."""
-        inside = exists().where(link.c.dst == item.c.id, link.c.type == "contains", alive(link, self._at))
-        where = and_(item.c.namespace == (namespace or self.namespace), visible(self._at), ~inside)
+        """Items that nothing visible contains."""
+        above = select(item.c.id).where(visible(self._at)).correlate(None)
+        inside = select(link.c.dst).where(link.c.type == "contains", alive(link, self._at), link.c.src.in_(above))
+        where = and_(item.c.namespace == (namespace or self.namespace), visible(self._at), item.c.id.not_in(inside))
         with self._read() as conn:
             return [to_item(row) for row in conn.execute(select(*COLUMNS).where(where).order_by(*IN_TIME))]
 

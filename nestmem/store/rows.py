@@ -117,13 +117,14 @@ def alive(table: sa.Table, at: int | None) -> sa.ColumnElement[bool]:
 def visible(at: int | None, valid_at: float | None = None) -> sa.ColumnElement[bool]:
     """Items that a reader at generation `at` sees; with `valid_at`, those that held in the world at that time."""
     forgotten = exists().where(hidden.c.seq == item.c.seq, alive(hidden, at))
+    there = and_(or_(item.c.ended.is_(None), item.c.ended != "erased"), ~forgotten)  # erasure reaches into the past
     if valid_at is None:
-        return and_(alive(item, at), ~forgotten)
+        return and_(alive(item, at), there)
     known: sa.ColumnElement[bool] = item.c.born <= at if at is not None else sa.true()
-    changed = and_(item.c.event_closed.is_not(None), item.c.ended == "superseded")
     end = func.coalesce(item.c.event_to, sa.case((alive(item, at), None), else_=item.c.event_closed))
     begin = func.coalesce(item.c.event_from, item.c.recorded_at)
-    return and_(known, or_(alive(item, at), changed), begin <= valid_at, or_(end.is_(None), end > valid_at), ~forgotten)
+    held = and_(begin <= valid_at, or_(end.is_(None), end > valid_at))
+    return and_(known, or_(alive(item, at), item.c.event_closed.is_not(None)), held, there)
 
 
 def to_item(row: Any) -> Item:

@@ -58,6 +58,8 @@ class SQLite(Engine):
     def _check_place(self) -> None:
         """Say what is wrong with the place before anything is made there."""
         folder = self.path.resolve().parent
+        if self.path.name == ":memory:":
+            raise StoreError("url: a store lives in a file, got ':memory:'")
         if self.path.is_dir():
             raise StoreError(f"{self.path}: expected a file, got a folder")
         if not folder.is_dir():
@@ -274,7 +276,9 @@ class SQLite(Engine):
                 raw.execute("VACUUM")
                 busy, *_ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
-                raise StoreError(f"{self.name}: a reader keeps old pages in the log; close it and run compact again")
+                raise StoreError(
+                    f"{self.name}: erased, but a reader holds old pages; close it, then open the store again"
+                )
 
     def size(self) -> int:
         files = [self.path, self._beside("-wal")]

@@ -11,6 +11,7 @@ after.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,12 @@ class Store(Reader):
         check_number("timeout", timeout, low=0)
         engine = open_engine(url, clock, actor, timeout, read_only)
         super().__init__(engine, VectorCache(engine.folder), namespace, retention or Retention(), None)
-        self._finish_erasure()
+        try:
+            with contextlib.suppress(StoreError):  # a reader in the way: the next opening tries again
+                self._finish_erasure()
+        except BaseException:
+            engine.close()
+            raise
 
     def __enter__(self) -> Store:
         return self

@@ -66,6 +66,9 @@ def test_a_vector_may_come_later_and_is_returned_as_it_was_put(store, vectors):
         store.vector(ident, "w")
     store.put("late", vectors={"w": 3 * vectors[1]})
     assert store.vector(ident, "w").equal(3 * vectors[1])
+    store.put("late", vectors={"w": 3 * vectors[1] + 1e-6})
+    with pytest.raises(ValueError, match="already has another vector"):
+        store.put("late", vectors={"w": vectors[2]})
     assert store.search(vector=vectors[1], space="w", k=1).ids == (ident,)
 
 
@@ -243,6 +246,12 @@ def test_a_new_version_takes_the_old_ones_place_in_the_tree(store):
     newer = store.supersede(branch, "branch, corrected").id
     assert [i.id for i in store.children(newer)] == [new] and [i.id for i in store.parents(new)] == [newer]
     assert [e.text for e in store.evidence(newer)] == ["leaf, corrected"]
+    assert store.supersede(leaf, "leaf, corrected").id == new, "the same call again is nothing"
+    with pytest.raises(StoreError, match="no item"):
+        store.supersede(leaf, "leaf, corrected otherwise")
+    assert [i.id for i in store.roots()] == [newer]
+    store.forget(newer)
+    assert [i.id for i in store.roots()] == [new], "what a hidden item contained stands free"
 
 
 def test_what_is_forgotten_can_be_remembered_and_what_is_erased_cannot(store, vectors):
@@ -255,6 +264,7 @@ def test_what_is_forgotten_can_be_remembered_and_what_is_erased_cannot(store, ve
     store.remember(ids[0])
     assert ids[0] in store.search("note", vector=vectors[0], space="w", k=20).ids
     store.erase(ids[2])
+    assert ids[2] not in {i.id for i in store.as_of(generation=before).items()}, "erasure reaches into the past"
     with pytest.raises(StoreError, match="does not come back"):
         store.remember(ids[2])
     after = store.diff(before)

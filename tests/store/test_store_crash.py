@@ -55,7 +55,20 @@ OPERATIONS = {
     "snapshot": lambda s, at, f: s.snapshot(f / "snap"),
     "import": None,
 }
-REPEATABLE = {"space", "put", "link", "unlink", "relate", "forget", "remember", "erase", "consolidate", "job", "decay"}
+REPEATABLE = {
+    "space",
+    "put",
+    "supersede",
+    "link",
+    "unlink",
+    "relate",
+    "forget",
+    "remember",
+    "erase",
+    "consolidate",
+    "job",
+    "decay",
+}
 
 
 def killed(work, point):

@@ -109,7 +109,7 @@ class AgainstModel(RuleBasedStateMachine):
         gone = set(self.store.erase(self.chosen(pick, self.model)).ids)
         self.model = {i: v for i, v in self.model.items() if i not in gone}
         self.hidden = {i: v for i, v in self.hidden.items() if i not in gone}
-        self.past.clear()  # erasure reaches into the past
+        self.past = {g: {i: t for i, t in texts.items() if i not in gone} for g, texts in self.past.items()}
 
     @precondition(lambda self: self.model)
     @rule(pick=PICK, useful=st.booleans(), days=st.integers(0, 40))
