@@ -117,7 +117,7 @@ def collect() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line for each method; mean and half of the interval."""
+    """Markdown: one line for each method; mean and, of three seeds on, half of the interval."""
     claims = [f"{what}-{stream}" for stream in STREAMS for what in ("continual", "forgetting")]
     head = [f"{stream}: {what}" for stream in STREAMS for what in ("accuracy, %", "forgetting, points")]
     lines = [
@@ -135,7 +135,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(r: dict[str, Any]) -> str:
-    spread = f" ± {(r['high'] - r['low']) / 2:.1f}" if r["n"] > 1 else ""
+    spread = f" ± {(r['high'] - r['low']) / 2:.1f}" if r["n"] > 2 else ""
     return f"{r['value']:.1f}{spread}" + (f" (n = {r['n']})" if r["n"] != len(SEEDS) else "")
 
 
