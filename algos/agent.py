@@ -3,8 +3,9 @@
 Token of step t (Duan et al. 2016; Wang et al. 2016):  content [observation], cue [barcode], outcome [embedding of the action and
 reward of step t-1, whether an episode ended there, and the content they led to]. So an associative memory binds what came of a
 step to what was seen at it, and a recurrent one reads the same numbers as any RL^2 network.
-    policy, value = MLP([symlog(what the memory answers), content, cue]),   symlog(x) = sign(x) log(1 + |x|)
-Sums over a trial grow with its length; their logarithm does not saturate a layer and keeps what a count says of certainty.
+    policy, value = MLP([content, cue, y / sqrt(mean y^2 + 1), sign(y) log(1 + |y|)]),   y = what the memory answers
+Sums over a trial grow with its length: their direction keeps proportions, their logarithm keeps how much has been seen, and neither
+saturates a layer. For an LSTM both are close to y.
 Legend: N trials, T steps, O numbers of an observation, A of an action (one-hot where discrete), C content, V outcome width.
 """
 
@@ -70,7 +71,7 @@ class Agent(nn.Module):
             nn.Linear(width, width, bias=False),
         )
         self.memory = make_memory(self.fields)
-        self.policy, self.value = (head(self.fields.width, width, out) for out in (self.actions, 1))
+        self.policy, self.value = (head(self.fields.width + width, width, out) for out in (self.actions, 1))
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)
 
@@ -93,7 +94,8 @@ class Agent(nn.Module):
         """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
         known = self.fields.content + self.fields.cue
         said = self.fields.split(answer)[2]
-        features = torch.cat([tokens[..., :known], said.sign() * said.abs().log1p()], -1)
+        direction = said / (said.square().mean(-1, keepdim=True) + 1).sqrt()
+        features = torch.cat([tokens[..., :known], direction, said.sign() * said.abs().log1p()], -1)
         given, value = self.policy(features), self.value(features)[..., 0]
         if self.discrete:
             return Categorical(logits=given, validate_args=False), value
