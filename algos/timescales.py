@@ -29,7 +29,7 @@ from algos.problem import Judged, Optimize
 from algos.stream import StreamProblem
 from envs.timescales import VALUES, VARIABLES, Chunk, Process, Timescales, bayes_filter, nll
 from nestmem.errors import UserError
-from nestmem.memory.base import select
+from nestmem.memory.base import select, stack_aux
 from nestmem.memory.leaky import track
 from nestmem.nested import NestedMemory
 from nestmem.probes import (
@@ -47,6 +47,7 @@ from nestmem.probes.timescales import autocorrelation
 
 ALGOS = ("filtering",)
 
+PIECE = 256  # steps of a held-out stream computed at once
 STRIDE = 16  # decodability is fitted on every 16th step
 GROUPS = ["fastest third", "middle third", "slowest third"]
 
@@ -91,10 +92,20 @@ def names(memory: Any) -> list[str]:
 
 def levels(memory: Any, encoded: Tensor) -> Said:
     """Run a memory on encoded streams [B, T, D] and keep what its levels, or its units in thirds, say."""
+    state, parts = memory.initial_state(len(encoded)), []
+    # In pieces, since an episodic memory compares all steps of a sequence with one another.
+    for piece in encoded.split(PIECE, 1):
+        if nested(memory):
+            parts.append(spoken(memory, piece, state))
+        else:
+            y, after = memory(piece, state)
+            parts.append(Spoken(y, (), (), after))
+        state = parts[-1].state
+    y = torch.cat([part.y for part in parts], 1)
     if nested(memory):
-        heard = spoken(memory, encoded)
-        return Said(memory, heard.y, heard.reads, heard, [])
-    y = memory(encoded)[0]
+        reads = tuple(torch.cat(level, 1) for level in zip(*(part.reads for part in parts), strict=True))
+        auxes = tuple(stack_aux(list(level), torch.cat) for level in zip(*(part.auxes for part in parts), strict=True))
+        return Said(memory, y, reads, Spoken(y, reads, auxes, state), [])
     order = np.argsort([_lag(y[..., unit].cpu().numpy()) for unit in range(y.shape[-1])], kind="stable")
     groups = [part.tolist() for part in np.array_split(order, 3)]
     return Said(memory, y, tuple(y[..., group] for group in groups), None, groups)

@@ -84,8 +84,11 @@ def test_units_of_a_flat_memory_are_swapped_in_thirds_the_slowest_last():
     torch.manual_seed(0)
 
     class Given(torch.nn.Module):
-        def forward(self, x):
-            return x, None
+        def initial_state(self, rows):
+            return None
+
+        def forward(self, x, state):
+            return x, state
 
     steps = torch.arange(400.0)
     periods = torch.tensor([200.0, 8.0, 40.0, 7.0, 210.0, 45.0])
