@@ -63,7 +63,8 @@ def search(engine: Engine, cache: VectorCache, conn: Connection, ask: Question, 
     ask.check()
     deadline = None if ask.budget.ms is None else time.monotonic() + ask.budget.ms / 1000
     limit = ask.k if ask.budget.items is None else min(ask.k, ask.budget.items)
-    depth = max(ask.fusion.depth, limit)
+    alone = sum(given is not None for given in (ask.vector, ask.text, ask.near)) == 1 and ask.retention is None
+    depth = 2 * limit if alone else max(ask.fusion.depth, limit)  # one ranking by itself needs no candidates to reorder
     while True:
         rankings, late = _ask(engine, cache, conn, ask, depth, deadline)
         parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()})
@@ -119,7 +120,7 @@ def first_of_each_text(conn: Connection, order: Sequence[str], limit: int) -> li
     """The first `limit` ids that differ in text."""
     kept: list[str] = []
     seen: set[str] = set()
-    for piece in chunks(order):
+    for piece in chunks(order, min(500, max(16, 2 * limit))):
         rows = conn.execute(select(item.c.id, item.c.content_hash).where(item.c.id.in_(piece))).all()
         hashes = {row.id: row.content_hash for row in rows}
         for ident in piece:

@@ -82,8 +82,8 @@ def add(engine: Engine, change: Transaction, rows: Sequence[Row]) -> None:
         return
     conn = change.conn
     parents = need_items(conn, list({p for row in rows for p in row.new.parents}), "parents")
-    conn.execute(insert(item), [_item_row(change, row, [parents[p] for p in row.new.parents]) for row in rows])
-    seqs = seqs_of(conn, [row.id for row in rows])
+    values = [_item_row(change, row, [parents[p] for p in row.new.parents]) for row in rows]
+    seqs = {r.id: r.seq for r in conn.execute(insert(item).returning(item.c.id, item.c.seq), values)}
     vectors = [_vector_row(seqs[row.id], s, change.generation, b) for row in rows for s, b in row.blobs.items()]
     if vectors:
         conn.execute(insert(vector), vectors)

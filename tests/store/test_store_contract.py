@@ -418,6 +418,25 @@ def test_a_replayed_episode_adds_no_fact_and_one_changed_fact_adds_one(store, ve
     assert store.evidence(added)[0].text == "fact 2"
 
 
+def test_inputs_that_change_meanwhile_are_noticed(store, place, vectors):
+    fill(store, vectors, 20)
+    other, meddled = place.open(), []
+
+    class Meddling(PyramidMerge):
+        """A policy during whose first thoughts somebody else writes."""
+
+        def derive(self, items, rows):
+            if not meddled:
+                meddled.append(other.put("meanwhile", event_from=0.5, vectors={"w": vectors[0]}))
+            return super().derive(items, rows)
+
+    done = store.consolidate(Meddling("w", capacities=(6, 4)))
+    assert store.consolidate(PyramidMerge("w", capacities=(6, 4))).created == (), "as if it had been there before"
+    free = [i for i in store.roots() if i.level == 0]
+    assert len(free) <= 6 and done.created and store.verify().clean
+    assert len(store.items(Filter(levels=[0]))) == 21
+
+
 def test_what_a_person_forgot_is_not_made_again(store, vectors):
     fill(store, vectors, 20)
     policy = PyramidMerge("w", capacities=(6, 4))
