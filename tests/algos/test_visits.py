@@ -161,7 +161,7 @@ def test_rules_train_too(tmp_path):
         ("env.images=letters", "env.images: expected omniglot or glyphs"),
         ("env.gaps=[1]", "env.gaps: expected two numbers"),
         ("env.features=400", "env.features: expected 1"),
-        ("algo=maml", "expected algo=blackbox and a memory"),
+        ("algo=maml", "env=bindings goes with algo=blackbox, got maml"),
         ("env.encoder=nowhere", "nowhere"),
         ("env.encoder_steps=0", "env.encoder_steps: expected at least 1"),
     ],

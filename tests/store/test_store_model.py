@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENGINES, Place
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from nestmem.store import Filter, New, PyramidMerge
+from tests.store.conftest import ENGINES, Place
 
 WORDS = ("red", "green", "blue", "cat", "dog")
 VECTORS = torch.nn.functional.normalize(torch.randn(32, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
