@@ -1,7 +1,7 @@
 """Claims bandit-N-5, mdp-N and barcode-second-visit: what RL^2 gets in trials of tasks it never saw, beside policies made for them.
 
     python -m benchmarks.rl2 train NAME SEED [OPTION=VALUE]...   one run into runs/rl2 (goes on if interrupted)
-    python -m benchmarks.rl2 collect                             test every run there; baselines play the same tasks
+    python -m benchmarks.rl2 collect                             test the newest weights of every run there, finished or not
 
 Rows of runs: mean return of a trial on fresh tasks with actions drawn from the policy; the interval is over seeds, or over trials
 if there is one seed. Rows of policies: one pass over the tasks of the first seed, interval over trials.
@@ -57,7 +57,7 @@ def train(name: str, seed: str, extra: list[str]) -> None:
 def collect() -> None:
     before, rows, regrets = load("rl2"), [], {}
     for name, (claim, _, title) in RUNS.items():
-        runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/result.json"))
+        runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
         mine = [r for r in before if r["claim"].removesuffix("-regret") == claim and r["n"]]
         if not runs:
             rows += [r for r in mine if r["method"].startswith(title)]
@@ -72,12 +72,10 @@ def collect() -> None:
             "wall_s": round(sum(trainer.seconds for trainer in trainers) / len(trainers)),
         }
         trials = problems[0].options.test_tasks
-        frames = trainers[0].step * problems[0].options.tasks * problems[0].env.steps
+        done = f"{trainers[0].step} of {problems[0].options.steps} updates of {problems[0].options.tasks} trials"
         for suffix, rewards in (("", [r for _, r in tested]), (", likeliest actions", greedy)):
             returns = [r.sum(1) for r in rewards]
-            note = (
-                f"{'; '.join(f'{r.mean():.2f}' for r in returns)} in {trials} trials each; {frames / 1e6:.1f} M steps"
-            )
+            note = f"{'; '.join(f'{r.mean():.2f}' for r in returns)} in {trials} trials each; after {done}"
             rows.append(_row(claim, title + suffix, returns, note, **size))
         if isinstance(tested[0][0], Barcodes):
             regrets[name] = [[p[1] for p in regret_by_visit(env, rewards)] for env, rewards in tested]

@@ -144,7 +144,7 @@ class Target(Trials):
         super().__init__(trials, 2, 3, Box(-np.inf, np.inf, (2,), np.float32), Box(-3.0, 3.0, (1,), np.float32))
 
     def sample(self):
-        self.place = self.np_random.choice([-1.0, 1.0], self.num_envs)
+        self.place = self.np_random.choice([0.0, 2.0], self.num_envs)
 
     def observe(self):
         return np.stack([5 + 3 * self.np_random.normal(size=self.num_envs), np.full(self.num_envs, 7.0)], 1).astype(
@@ -160,7 +160,7 @@ class Target(Trials):
 
 
 def test_real_actions_are_learned():
-    """A blind policy gets no more than -1 a step; who learns the side from the first reward gets more from then on."""
+    """A blind policy gets no more than -1 a step; who learns the place from the first reward gets more from then on."""
     env, generator = Target(200), torch.Generator().manual_seed(0)
     model = agent(env)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
