@@ -2,18 +2,18 @@
 
 The policy reads the items of a subtree as of one generation, outside any lock. The transaction then checks that they
 are still the same, publishes the new items with their links and retires the policy's old ones; otherwise it computes
-again. Ids are made from the members, so a run after a crash finds its own work and does the rest; a second run does
-nothing.
+again. Ids are made from the members, and what was seen is noted with what was made of it: a run after a crash finds
+its own work and does the rest; a second run does nothing, and asks no policy to think again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, select
 from torch import Tensor
 
 from nestmem.store.engine import Engine, Transaction, last_commit
@@ -38,9 +38,12 @@ class Consolidated(NamedTuple):
 
 @dataclass
 class Plan:
-    """What one subtree needs: `make` pairs each new item with the key and id it will have."""
+    """What one subtree needs. settled: its items are those of last time. job: where that is noted, and what to note."""
 
+    root: str
     inputs: tuple[str, ...]
+    job: dict[str, Any]
+    settled: bool
     make: list[tuple[Row, Derived]]
     members: dict[str, tuple[str, ...]]
     kept: list[str]
@@ -50,63 +53,45 @@ class Plan:
 def consolidate(
     engine: Engine, policy: Policy, namespace: str, roots: Sequence[str] | None, *, dry_run: bool
 ) -> Consolidated:
-    """Bring every subtree (or the named ones) to what the policy says."""
-    about = dumps([namespace, policy.config(), list(roots) if roots is not None else None])
-    job_id = make_id(0, "job", policy.name, about)
+    """Bring every subtree (or the named ones) to what the policy says, except those whose items are as they were."""
     with engine.read() as conn:
         need_space(spaces(conn), policy.space)
         there = select(item.c.root).where(item.c.namespace == namespace, item.c.level == policy.source, visible(None))
         mine = select(item.c.root).where(item.c.namespace == namespace, item.c.writer == _writer(policy), visible(None))
         every = sorted({*conn.execute(there.distinct()).scalars(), *conn.execute(mine.distinct()).scalars()})
-        started = conn.execute(select(job.c.cursor).where(job.c.id == job_id, job.c.state == "running")).scalar()
         generation = last_commit(conn)[0]
-    chosen = [r for r in every if roots is None or r in roots]
-    if started is not None and not dry_run:
-        chosen = [r for r in chosen if r > started]
-    created: list[str] = []
-    kept: list[str] = []
-    retired: list[str] = []
-    touched: list[str] = []
-    for root in chosen:
-        with engine.read() as conn:
-            plan = make_plan(conn, policy, namespace, root)
-        for attempt in range(TRIES + 1):
-            if dry_run or not (plan.make or plan.retire):
-                break
-            with engine.write("consolidate") as change:
-                if inputs(change.conn, policy, namespace, root)[0] != plan.inputs or attempt == TRIES:
-                    fresh = make_plan(change.conn, policy, namespace, root) if attempt == TRIES else None
-                else:
-                    fresh = plan
-                if fresh is not None:
-                    publish(engine, change, policy, fresh)
-                    _mark(change, job_id, policy, about, root, "running")
-                    plan, generation = fresh, change.generation
-            if fresh is not None:
-                break
+    done: list[Plan] = []
+    for root in [r for r in every if roots is None or r in roots]:
+        plan = None
+        for _ in range(TRIES):
             with engine.read() as conn:
                 plan = make_plan(conn, policy, namespace, root)
-        created += [row.id for row, _ in plan.make]
-        kept += plan.kept
-        retired += [i.id for i in plan.retire]
-        touched += [root] if plan.make or plan.retire else []
-    if not dry_run and (touched or started is not None):
-        with engine.write("job") as change:
-            _mark(change, job_id, policy, about, "", "done")
-            change.changed([job_id])
+            if dry_run or plan.settled:
+                break
+            with engine.write("consolidate") as change:
+                same = inputs(change.conn, policy, namespace, root)[0] == plan.inputs
+                if same:
+                    publish(engine, change, policy, plan)
+            if same:
+                generation = change.generation
+                break
+        else:  # somebody writes faster than the policy thinks: think under the lock
+            with engine.write("consolidate") as change:
+                plan = make_plan(change.conn, policy, namespace, root)
+                publish(engine, change, policy, plan)
             generation = change.generation
-    return Consolidated(tuple(created), tuple(kept), tuple(retired), tuple(touched), generation)
+        done.append(plan)
+    return Consolidated(
+        created=tuple(row.id for plan in done for row, _ in plan.make),
+        kept=tuple(ident for plan in done for ident in plan.kept),
+        retired=tuple(old.id for plan in done for old in plan.retire),
+        roots=tuple(plan.root for plan in done if plan.make or plan.retire),
+        generation=generation,
+    )
 
 
 def _writer(policy: Policy) -> str:
     return f"consolidate:{policy.name}"
-
-
-def _mark(change: Transaction, ident: str, policy: Policy, about: str, cursor: str, state: str) -> None:
-    values = dict(kind=policy.name, config=about, cursor=cursor, state=state, input_generation=change.generation - 1)
-    done = change.conn.execute(update(job).where(job.c.id == ident).values(**values))
-    if not done.rowcount:
-        change.conn.execute(insert(job).values(id=ident, **values))
 
 
 def inputs(conn: Connection, policy: Policy, namespace: str, root: str) -> tuple[tuple[str, ...], list[Item], Tensor]:
@@ -123,15 +108,23 @@ def inputs(conn: Connection, policy: Policy, namespace: str, root: str) -> tuple
 
 def make_plan(conn: Connection, policy: Policy, namespace: str, root: str) -> Plan:
     ids, items, vectors = inputs(conn, policy, namespace, root)
-    wanted = policy.derive(items, vectors) if items else []
     config = hashlib.sha256(dumps(policy.config()).encode()).hexdigest()[:16]
+    mine = and_(item.c.namespace == namespace, item.c.root == root, item.c.writer == _writer(policy), visible(None))
+    old = [to_item(r) for r in conn.execute(select(*COLUMNS).where(mine).order_by(item.c.seq))]
+    seen = hashlib.sha256(dumps([config, ids]).encode()).hexdigest()
+    note = dict(id=make_id(0, "job", policy.name, namespace, root), kind=policy.name, inputs=seen)
+    plan = Plan(root, ids, note, False, [], {}, [], [])
+    if conn.execute(select(job.c.inputs).where(job.c.id == note["id"])).scalar() == seen:
+        plan.settled, plan.kept = True, [i.id for i in old]
+        return plan
+    wanted = policy.derive(items, vectors) if items else []
     news: list[New] = []
     for each in wanted:
         members = [items[m] for m in each.members]
         made_of = hashlib.sha256(dumps([config, each.level, [m.id for m in members]]).encode()).hexdigest()[:32]
         digest = each.digest
         new = New(
-            each.text, key=f"{policy.name}:{made_of}", level=each.level, kind=each.kind, namespace=namespace, root=root,
+            "unsaid", key=f"{policy.name}:{made_of}", level=each.level, kind=each.kind, namespace=namespace, root=root,
             vectors={policy.space: each.vector} if bool(each.vector.any()) else {}, parents=[m.id for m in members],
             digest=digest, event_from=digest.get("from"), event_to=digest.get("to"), writer=_writer(policy),
             importance=max(m.importance for m in members), confidence=min(m.confidence for m in members),
@@ -140,20 +133,19 @@ def make_plan(conn: Connection, policy: Policy, namespace: str, root: str) -> Pl
         news.append(new)
     held = keys(conn, news)
     known = spaces(conn)
-    plan = Plan(ids, [], {}, [], [])
     for new, each in zip(news, wanted):
         there = held.get((namespace, new.key or ""))
         if there is not None and there.id is not None:
             plan.kept.append(there.id)  # forgotten ones too: what a person forgot is not made again
             continue
         version = 1 + (there.version if there else 0)
-        complete, blobs = prepare(new, known)
-        newest = max(items[m].recorded_at for m in each.members)
+        members = [items[m] for m in each.members]
+        text = policy.describe(members, vectors[list(each.members)])  # only now: it may be dear
+        complete, blobs = prepare(replace(new, text=text), known)
+        newest = max(m.recorded_at for m in members)
         plan.make.append(
             (Row(complete, make_id(int(newest * 1000), new.key, namespace, version), version, blobs), each)
         )
-    mine = and_(item.c.namespace == namespace, item.c.root == root, item.c.writer == _writer(policy), visible(None))
-    old = [to_item(r) for r in conn.execute(select(*COLUMNS).where(mine).order_by(item.c.seq))]
     plan.retire = [i for i in old if i.id not in set(plan.kept)]
     for each_old in plan.retire:
         made_from = select(link.c.dst).where(link.c.src == each_old.id, link.c.type == "derived_from")
@@ -162,7 +154,9 @@ def make_plan(conn: Connection, policy: Policy, namespace: str, root: str) -> Pl
 
 
 def publish(engine: Engine, change: Transaction, policy: Policy, plan: Plan) -> None:
-    """Retire the old, write the new, tie them: new over its members, new over what it replaces."""
+    """Retire the old, write the new, tie them: new over its members, new over what it replaces. Note what was seen."""
+    change.conn.execute(delete(job).where(job.c.id == plan.job["id"]))
+    change.conn.execute(insert(job).values(**plan.job, generation=change.generation))
     if plan.retire:
         retire(engine, change, plan.retire)
         for old in plan.retire:

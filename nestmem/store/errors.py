@@ -4,6 +4,4 @@ from nestmem.errors import UserError
 
 
 class StoreError(UserError):
-    """The store is locked, damaged, full, read-only or in use; or an id, a space or a snapshot is not what it should
-    be.
-    """
+    """The store is locked, damaged, full, read-only or in use; or an id or a snapshot is not what it should be."""

@@ -1,10 +1,9 @@
 """Reciprocal rank fusion: several rankings of the same things as one (Cormack, Clarke and Buettcher 2009).
 
-    score(i) = sum over channels c of  w_c / (k + rank_c(i))        rank from 1; a channel that does not know i adds
-    nothing
+    score(i) = sum over channels c of  w_c / (k + rank_c(i))        rank from 1
 
-Only ranks count, so channels need no common scale. k = 60 as published there; a smaller k trusts first places more.
-Legend: C channels.
+A channel that does not know i adds nothing. Only ranks count, so channels need no common scale. k = 60 as published
+there; a smaller k trusts first places more.
 """
 
 from __future__ import annotations

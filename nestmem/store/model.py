@@ -110,7 +110,7 @@ class Item:
 class Dynamics(NamedTuple):
     """What use has done to an item: counters that only grow, and its place on the way out."""
 
-    strength: float = 1.0  # times the half-life-like strength of its level
+    strength: float = 1.0  # times the strength S of its level
     retrievals: int = 0
     useful: int = 0
     last_access: float | None = None

@@ -1,12 +1,11 @@
 """Predict and calibrate: keep only what what is known does not predict already.
 
     nearest   novelty(e) = 1 - max_j cosine(e, K_j)
-    ridge     novelty(e) = |e - K^T a| / |e|,  a = argmin |e - K^T a|^2 + ridge |a|^2      what no mixture of the
-    known explains
+    ridge     novelty(e) = |e - K^T a| / |e|,  a = argmin |e - K^T a|^2 + ridge |a|^2
 
-An item is new if its novelty exceeds the threshold. Nemori (arXiv 2508.03341) has a language model predict an episode
-and keeps the gap; here the prediction is made of vectors. With as many known items as dimensions the ridge form calls
-everything known: use it where there are fewer.
+The second is what no mixture of the known explains. An item is new if its novelty exceeds the threshold. Nemori
+(arXiv 2508.03341) has a language model predict an episode and keeps the gap; here the prediction is made of vectors.
+With as many known items as dimensions the ridge form calls everything known: use it where there are fewer.
 Legend: N known items, D dimension.
 """
 

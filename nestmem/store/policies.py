@@ -23,12 +23,14 @@ Summarise = Callable[[Sequence[Item], Tensor], str]  # members and their vectors
 
 
 class Derived(NamedTuple):
-    """An item that should exist: made of `members` (indices into the items given), which it contains if `contains`."""
+    """An item that should exist: made of `members` (indices into the items given), which it contains if `contains`.
+
+    Its text is asked for later (`Policy.describe`), and only if the item is not there yet.
+    """
 
     level: int
     kind: str
     members: tuple[int, ...]
-    text: str
     vector: Tensor
     digest: Mapping[str, Any]
     contains: bool
@@ -46,6 +48,8 @@ class Policy(Protocol):
     def config(self) -> dict[str, Any]: ...
 
     def derive(self, items: Sequence[Item], vectors: Tensor) -> list[Derived]: ...
+
+    def describe(self, members: Sequence[Item], vectors: Tensor) -> str: ...
 
 
 def medoid(members: Sequence[Item], vectors: Tensor) -> str:
@@ -84,9 +88,11 @@ class PyramidMerge:
         for level, entries in enumerate(pyramid.groups[1:], self.source + 1):
             for entry in entries:
                 members = [items[m] for m in entry.members]
-                text = self.summarise(members, vectors[list(entry.members)])
-                found.append(Derived(level, "summary", entry.members, text, entry.vector, digest_of(members), True))
+                found.append(Derived(level, "summary", entry.members, entry.vector, digest_of(members), True))
         return found
+
+    def describe(self, members: Sequence[Item], vectors: Tensor) -> str:
+        return self.summarise(members, vectors)
 
 
 @dataclass(frozen=True)
@@ -109,4 +115,7 @@ class PredictCalibrate:
             if self.gate.passes(row, vectors[known]):
                 known.append(place)
         level = self.source + 1
-        return [Derived(level, "fact", (p,), items[p].text, vectors[p], digest_of([items[p]]), False) for p in known]
+        return [Derived(level, "fact", (p,), vectors[p], digest_of([items[p]]), False) for p in known]
+
+    def describe(self, members: Sequence[Item], vectors: Tensor) -> str:
+        return members[0].text

@@ -5,8 +5,8 @@ is merged (mean of the two vectors, weighted by how many leaves each spans) into
 turn; in the last group the pair is merged in place. Similarity is cosine; of equal pairs the oldest goes.
 
 After the pyramid memory bank of OVBench (arXiv 2501.00584), whose code moves the earlier of the pair on without
-merging and does
-not recurse: what leaves the second group is lost, and the third stays empty. `literal=True` does that.
+merging and does not recurse: what leaves the second group is lost, and the third stays empty. `literal=True` does
+that.
 Legend: N leaves, D dimension, G groups.
 """
 

@@ -1,6 +1,4 @@
-"""Rows as items and back, and the one rule of what is visible: at which generation, and valid at which time in the
-world.
-"""
+"""Rows as items and back, and the one rule of what is visible: at which generation, and at which time in the world."""
 
 from __future__ import annotations
 

@@ -190,15 +190,13 @@ member = Table(
     Index("member_item", "item"),
 )
 
-job = Table(
+job = Table(  # what consolidation has seen of a subtree
     "job",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("kind", String, nullable=False),
-    Column("config", Text, nullable=False),
-    Column("input_generation", BigInteger, nullable=False),
-    Column("state", String, CheckConstraint("state IN ('running', 'done')"), nullable=False),
-    Column("cursor", Text, nullable=False),
+    Column("inputs", String(64), nullable=False),  # hash of the items and the configuration it last saw
+    Column("generation", BigInteger, nullable=False),
 )
 
 snapshot = Table(

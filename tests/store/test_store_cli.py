@@ -1,6 +1,8 @@
 """`nestmem store`: what a person types, rightly and wrongly."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -82,6 +84,12 @@ def test_mistakes_get_one_sentence(memory, capsys, arguments, says):
     assert main(["store", *(str(memory) if a == "MEMORY" else a for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and says in error and error.count("\n") == 1
+
+
+def test_the_library_does_not_need_the_store():
+    """SQLAlchemy is loaded with `Store` and not before."""
+    code = "import sys, nestmem; assert 'sqlalchemy' not in sys.modules; from nestmem import Store; assert Store.put"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_help_names_every_verb(capsys):

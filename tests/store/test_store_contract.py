@@ -418,6 +418,23 @@ def test_a_replayed_episode_adds_no_fact_and_one_changed_fact_adds_one(store, ve
     assert store.evidence(added)[0].text == "fact 2"
 
 
+def test_a_dear_description_is_asked_for_once(store, vectors):
+    said = []
+
+    def dear(members, rows):
+        said.append(len(members))
+        return f"{len(members)} notes"
+
+    policy = PyramidMerge("w", capacities=(8, 4, 2), summarise=dear)
+    fill(store, vectors, 30)
+    made = store.consolidate(policy).created
+    assert len(said) == len(made) > 3 and {store.get(i).text for i in made} == {f"{n} notes" for n in said}
+    store.consolidate(policy)
+    store.put("the newest", event_from=99.0, vectors={"w": vectors[40]})
+    again = store.consolidate(policy)
+    assert len(said) == len(made) + len(again.created), "what stays is not described again"
+
+
 def test_inputs_that_change_meanwhile_are_noticed(store, place, vectors):
     fill(store, vectors, 20)
     other, meddled = place.open(), []
