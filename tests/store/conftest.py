@@ -1,13 +1,13 @@
 """Engines to test a store on (SQLite; others are further entries), a clock that stands still, and a small store to begin with."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from nestmem.store import Store
-
-pytest.importorskip("sqlalchemy", reason="the extra store is not installed")
+if importlib.util.find_spec("sqlalchemy") is None:  # the extra `store` is not installed
+    collect_ignore_glob = ["test_*"]
 
 ENGINES = {"sqlite": lambda folder: folder / "memory.db"}
 DAY = 86400.0
@@ -33,6 +33,8 @@ class Place:
         self.url, self.folder, self.clock, self.opened = url, Path(folder), Clock(), []
 
     def open(self, **options):
+        from nestmem.store import Store
+
         store = Store(self.url, clock=self.clock, **{"timeout": 5.0, **options})
         self.opened.append(store)
         return store

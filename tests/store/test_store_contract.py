@@ -2,10 +2,12 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import text
 
 from nestmem.store import (
     Budget,
@@ -18,6 +20,7 @@ from nestmem.store import (
     Store,
     StoreError,
 )
+from nestmem.store.engine import seqs_of
 
 
 def fill(store, vectors, many=40, **fields):
@@ -660,3 +663,41 @@ def test_retention_of_the_store_is_the_one_it_was_given(place):
     slow.put("old")
     place.clock.days(30)
     assert slow.decay_tick().states == {"active": 1}
+
+
+def test_threads_share_one_store(store, vectors):
+    def work(who):
+        for step in range(6):
+            store.put(f"{who} {step}", vectors={"w": vectors[8 * who + step]})
+            assert f"{who} {step}" in store.search(vector=vectors[8 * who + step], space="w", k=30).texts
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(store.items()) == 24 and store.verify().clean
+
+
+def test_a_broken_word_index_is_seen_and_repaired(store, vectors):
+    ids = fill(store, vectors, 6)
+    with store._engine.write("put") as change:
+        (seq,) = seqs_of(change.conn, ids[:1]).values()
+        store._engine.unindex_words(change.conn, [(seq, "note 0 about dogs")])
+    assert ids[0] not in store.search("dogs").ids
+    (problem,) = store.verify().problems
+    assert "1 items are missing" in problem
+    assert "word index rebuilt" in store.repair()
+    assert ids[0] in store.search("dogs").ids and store.verify().clean
+
+
+def test_an_erasure_that_a_reader_holds_up_is_finished_later(place, vectors):
+    store = place.open(timeout=0.3)
+    marked = store.put("the marker is quuxquux").id
+    with store.as_of(generation=1)._read() as conn:
+        conn.execute(text("SELECT count(*) FROM item")).scalar()  # a reader that stays
+        with pytest.raises(StoreError, match="a reader holds old pages"):
+            store.erase(marked)
+        assert store.items() == [], "it is erased all the same"
+        assert place.open(timeout=0.3).items() == [], "and the store opens"
+    place.close()
+    place.open()
+    place.close()
+    assert not any(b"quuxquux" in p.read_bytes() for p in place.folder.rglob("*") if p.is_file())
