@@ -184,7 +184,7 @@ def test_any_sequence_of_operations(engine):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_many_long_sequences_of_operations(engine):
-    _run(engine, examples=100, steps=60)
+    _run(engine, examples=40, steps=50)
 
 
 def _run(engine, examples, steps):
