@@ -170,6 +170,7 @@ class Timescales:
 
     name: str = "timescales"
     steps: int = 64  # of an update, through which gradients go
+    restart: int = 0  # updates after which memories begin anew, empty; 0: never
     advance: float = 0.8  # chance that a goes on by one
     dwell_b: float = 30.0  # steps for which b stays
     dwell_c: float = 1000.0

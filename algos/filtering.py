@@ -50,17 +50,21 @@ class Filter(StreamLearner):
 
 
 class Pieces:
-    """The endless stream, cut into pieces of T steps."""
+    """The endless stream, cut into pieces of T steps. restart: after so many pieces memories begin anew, empty (0: never)."""
 
-    def __init__(self, rows: int, steps: int, seed: int, process: Process, device: torch.device):
+    def __init__(self, rows: int, steps: int, restart: int, seed: int, process: Process, device: torch.device):
         self.stream, self.rows, self.steps, self.device = Timescales(rows, seed, process), rows, steps, device
+        self.restart, self.count = restart, 0
 
     def next(self) -> Piece:
         chunk = Chunk(*(part.to(self.device) for part in self.stream.sample(self.steps)))
-        return Piece(chunk, self.rows, fresh=False)
+        fresh = self.restart > 0 and self.count % self.restart == 0
+        self.count += 1
+        return Piece(chunk, self.rows, fresh)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.stream.state_dict()
+        return self.stream.state_dict() | {"count": torch.tensor(self.count)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.stream.load_state_dict(state)
+        self.count = int(state["count"])

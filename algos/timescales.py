@@ -146,9 +146,10 @@ class TimescalesProblem(StreamProblem):
                 f"env.dropped, trainer.eval_tasks, trainer.test_tasks: expected fewer steps dropped than the {env.length} "
                 f"judged and at least two streams, got {env.dropped}, {options.eval_tasks}, {options.test_tasks}"
             )
-        super().__init__(
-            learner, Pieces(options.tasks, env.steps, seeds["train"], self.process, device), device, options.amp
-        )
+        if env.restart < 0:
+            raise UserError(f"env.restart: expected 0 or a number of updates, got {env.restart}")
+        source = Pieces(options.tasks, env.steps, env.restart, seeds["train"], self.process, device)
+        super().__init__(learner, source, device, options.amp)
         self.untrained = copy.deepcopy(learner)
         self.held: dict[str, Held] = {}
 

@@ -35,9 +35,9 @@ def trace(run):
     return rows, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, result
 
 
-@pytest.mark.parametrize("memory", ["nested_leaky", "lstm"])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, memory):
-    options = [f"memory={memory}", "trainer.steps=9"]
+@pytest.mark.parametrize(("memory", "restart"), [("nested_leaky", 0), ("lstm", 4)])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, memory, restart):
+    options = [f"memory={memory}", "trainer.steps=9", f"env.restart={restart}"]
     trainer(tmp_path / "whole", *options).fit()
     cut = trainer(tmp_path / "cut", *options)
     update = cut.problem.update
@@ -99,6 +99,11 @@ def test_units_of_a_flat_memory_are_swapped_in_thirds_the_slowest_last():
         rest = [unit for unit in range(6) if unit not in group]
         assert torch.equal(y[..., group], x.roll(1, 0)[..., group])
         assert torch.equal(y[..., rest], x[..., rest])
+
+
+def test_memories_begin_anew_after_so_many_updates(tmp_path):
+    problem = trainer(tmp_path / "run", "env.restart=2").problem
+    assert [problem.source.next().fresh for _ in range(5)] == [True, False, True, False, True]
 
 
 def test_frozen_leaves_encoder_and_memory_as_they_were_drawn(tmp_path):
