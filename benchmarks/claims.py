@@ -15,7 +15,7 @@ from benchmarks.results import FOLDER
 TOP = FOLDER.parent.parent
 DOCUMENTS = [
     TOP / "README.md",
-    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md")),
+    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md", "rl.md")),
 ]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
@@ -136,6 +136,7 @@ SECTIONS = {
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
+    "rl": ["bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25", "barcode", "barcode-second-visit"],
     "memory-speed": [
         "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-pytorch-renewed-cpu",
         "titans-vs-titans-unofficial-cpu",
