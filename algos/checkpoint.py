@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nestmem import __version__
+from nestmem.durable import sync
 from nestmem.errors import UserError
 
 FORMAT = 1
@@ -45,7 +46,7 @@ def write(run: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str
         if final.exists():  # a resumed run passes the same step again
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -112,11 +113,3 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

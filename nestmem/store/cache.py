@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 from torch import Tensor
 
+from nestmem.durable import sync
 from nestmem.store import points
-from nestmem.store.engine import chunks, last_commit, sync
+from nestmem.store.engine import chunks, last_commit
 from nestmem.store.model import Space
 from nestmem.store.rows import unpack, visible
 from nestmem.store.schema import hidden, item, journal, vector

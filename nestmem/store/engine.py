@@ -178,15 +178,6 @@ def count(conn: Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> 
     return int(conn.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
 
 
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def open_engine(
     url: str | os.PathLike[str], clock: Callable[[], float], actor: str, timeout: float, read_only: bool
 ) -> Engine:

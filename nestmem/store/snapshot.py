@@ -17,8 +17,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, Table, select
 
+from nestmem.durable import sync
 from nestmem.store import points
-from nestmem.store.engine import Engine, last_commit, sync
+from nestmem.store.engine import Engine, last_commit
 from nestmem.store.errors import StoreError
 from nestmem.store.locks import FileLock
 from nestmem.store.schema import SCHEMA_VERSION, item, metadata, space, vector

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, event, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
-from nestmem.store.engine import Engine, sync
+from nestmem.durable import sync
+from nestmem.store.engine import Engine
 from nestmem.store.errors import StoreError
 from nestmem.store.locks import FileLock, WriterLock
 from nestmem.store.schema import SCHEMA_VERSION, item, meta, metadata

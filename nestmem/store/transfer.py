@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import DBAPIError
 
+from nestmem.durable import sync
 from nestmem.store import points
-from nestmem.store.engine import Engine, chunks, count, last_commit, sync
+from nestmem.store.engine import Engine, chunks, count, last_commit
 from nestmem.store.errors import StoreError
 from nestmem.store.model import dumps
 from nestmem.store.rows import pack, unpack, visible
