@@ -69,6 +69,18 @@ class FlaDelta(nn.Module):
         return self.out(y[:, :, 0].float())
 
 
+class Delta(nn.Module):
+    """Our layer; on a GPU in bfloat16, where it is served by the same kernels."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.memory = nestmem.build(name, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            return self.memory(x)[0].float()
+
+
 def titans_pytorch(chunk: int, batch_size: int | None = None) -> nn.Module:
     from titans_pytorch import NeuralMemory
 
@@ -104,9 +116,9 @@ PAIRS: list[tuple[str, str, Model, Model, list[str], str]] = [
 ]  # fmt: skip
 for name, gated in (("deltanet", False), ("gated_deltanet", True)):
     PAIRS.append(
-        ("recurrence-vs-fla", name, lambda name=name: nestmem.build(name, WIDTH),
+        ("recurrence-vs-fla", name, lambda name=name: Delta(name),
          lambda gated=gated: FlaDelta(gated, kernel=DEVICE == "cuda"), ["1k", "4k", "16k"],
-         "theirs: kernels in bfloat16" if DEVICE == "cuda" else "theirs: pure PyTorch chunk form")
+         "both: their kernels in bfloat16" if DEVICE == "cuda" else "theirs: pure PyTorch chunk form")
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import torch
 
 import nestmem
 from nestmem.cli import main
+from nestmem.memory import kernels
 from tests.algos.test_meta_gradient import INNER_NORMS, batch, learner, relative_error
 from tests.test_cli import TINY
 
@@ -29,6 +30,20 @@ def test_every_memory_gives_what_it_gives_on_a_cpu(name):
     memory, x = nestmem.build(name, 8).double(), torch.randn(3, 20, 8, dtype=torch.double)
     want = memory(x)[0]
     torch.testing.assert_close(memory.cuda()(x.cuda())[0].cpu(), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "retnet", "mamba2", "gla", "deltanet", "gated_deltanet"])
+def test_kernels_give_what_the_chunk_form_gives(name):
+    pytest.importorskip("fla", reason="kernels come with the extra `kernels`")
+    torch.manual_seed(0)
+    memory, x = nestmem.build(name, 64, heads=2).cuda(), torch.randn(2, 300, 64, device="cuda")
+    want, _ = memory(x)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert kernels.serve(x, memory.key)
+        got, _ = memory(x)
+    assert (got - want).norm() < 0.03 * want.norm()
+    got.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in memory.parameters())
 
 
 @pytest.mark.parametrize("experiment", ["quickstart", "maml"])

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nestmem.memory import kernels
 from nestmem.memory.associative import MultiHead, arrived
 from nestmem.memory.base import Aux, Fields, Item, MemorySpec, Regression
 from nestmem.memory.registry import register
@@ -148,6 +149,10 @@ class LinearMemory(MultiHead):
         written, n = self._written(items, mask), self.micro
         queries = self.keys(self.binding.address(x))
         s, p, outputs = state.s, state.p, []
+        if self.rule != "ridge" and n == 1 and kernels.serve(x, self.key):
+            out, s = kernels.linear(queries, *written, s, delta=self.rule == "delta")
+            y, aux = self.answer(out)
+            return y, MatrixState(s, p, pending), aux
         # `split`, as the gradient of a slice is as long as the whole sequence
         pieces = zip(*(part.split(self.chunk * n, 2) for part in written), strict=True)
         for q, piece in zip(queries.split(self.chunk, 2), map(Written._make, pieces), strict=True):
