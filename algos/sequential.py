@@ -11,6 +11,7 @@ Slow path, without stored examples or class means:
                 start of all outputs would matter: a softmax does not see what is added to every logit
     cosine      the same weights, read by the cosine between feature and weights (Gidaris & Komodakis 2018): how often and
                 how lately a class was pushed changes the length of its weights more than their direction
+    network     online gradient descent of the encoder too (algos/sequential_network.py)
 R trajectories run side by side, so a step is one batched product.
 Legend: R trajectories, S steps, M queries, C outputs, F features.
 """

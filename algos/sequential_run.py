@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -16,39 +17,32 @@ from torch import Tensor, nn
 from algos import build, jobs
 from algos.sequential import Cosine, Gaussian, Gradient, Head, Means, Neighbours, embed, fit_prior, follow, shuffled
 from algos.sequential_nested import Remembered, fit_read, nested
-from algos.sequential_rate import best_rate
+from algos.sequential_network import RATES, Network
+from algos.sequential_rate import best_rate, winner
 from envs import omniglot
+from envs.fewshot import ImageSet
 from envs.sequential_omniglot import OUTPUTS, POINTS, Trajectories, subset
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
 
 SLOW: dict[str, type[Gradient]] = {"gradient": Gradient, "cosine": Cosine}
 HEADS = ("means", "gaussian", "neighbours", *SLOW, "nested")
+ALL = (*HEADS, "network")  # every layer learns: minutes, so only where it is named
 ENCODERS = ("trained", "random")
 
 
 def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
-    heads=A,B: some of the heads alone. encoder=random: the same encoder before any training. shifts=1: features are means
-    over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads and the nested one on the same images in
-    random order, so many times over. Writes RUN/sequential.json (`file_name` where encoder or shifts are given).
+    heads=A,B: some of the heads alone, or `network`, in which the encoder learns too. encoder=random: the same encoder before
+    any training. shifts=1: features are means over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads
+    and the nested one on the same images in random order, so many times over. Writes RUN/sequential.json (`file_name` where
+    encoder or shifts are given).
     The encoder must not have seen the evaluation part: a run with env.split=background, or one on other data. What a
     head needs beyond the stream (a prior, a rate) is chosen on background classes, their rotations being further classes.
     """
-    known: dict[str, Any] = {"trajectories": 10, "classes": 600, "order": "random", "seed": 0}
-    known |= {"encoder": "trained", "oracle": 0, "shifts": 0, "heads": ",".join(HEADS)}
-    for override in overrides:
-        name, _, value = override.partition("=")
-        if name not in known:
-            raise UserError(f"sequential: no option {name!r}; known: {', '.join(known)}")
-        if isinstance(known[name], int) and not value.isdigit():
-            raise UserError(f"{name}: expected a whole number, got {value!r}")
-        known[name] = int(value) if isinstance(known[name], int) else value
-    if known["encoder"] not in ENCODERS:
-        raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, got {known['encoder']!r}")
-    if unknown := [name for name in known["heads"].split(",") if name not in HEADS]:
-        raise UserError(f"heads: expected some of {', '.join(HEADS)}, got {unknown[0]!r}")
+    known = _options(overrides)
+    chosen = known["heads"].split(",")
     config = jobs.stored_config(Path(run))
     if config.env.name == "omniglot" and config.env.get("split") != "background":
         raise UserError(
@@ -63,20 +57,24 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     encoder, step = _encoder(config, run, known["encoder"])
     table, background = (embed(encoder, part, known["shifts"]) for part in (asked, val))
     shape = (known["trajectories"], OUTPUTS, table.shape[-1])
-    rates = {name: best_rate(background, choice, SLOW[name]) for name in SLOW if name in known["heads"].split(",")}
+    rates = {name: best_rate(background, choice, SLOW[name]) for name in SLOW if name in chosen}
+    if "network" in chosen:
+        rates["network"] = _network_rate(encoder, val, draw)
     make: dict[str, Callable[[], Head]] = {
         "means": lambda: Means(*shape),
         "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
         "neighbours": lambda: Neighbours(*shape),
         "nested": lambda: _nested(background, choice, shape),
-    } | {name: partial(SLOW[name], *shape, rate) for name, rate in rates.items()}
+        "network": lambda: Network(encoder, *shape, rates["network"]),
+    } | {name: partial(SLOW[name], *shape, rates[name]) for name in SLOW if name in rates}
     points = [n for n in POINTS if n <= known["classes"]]
     if known["order"] == "listing" or known["classes"] not in points:
         points = [known["classes"]]
     result: dict[str, Any] = known | {"run": run, "step": step, "rates": rates, "heads": {}}
-    for name in known["heads"].split(","):
+    for name in chosen:
         head = make[name]()
-        records = list(follow(head, table, streams, points))
+        shown = asked.images.flatten(2) if name == "network" else table
+        records = list(follow(head, shown, streams, points))
         result["heads"][name] = {
             "bytes_per_class": head.bytes_per_class,
             "held_out": {r.classes: r.held_out.tolist() for r in records},
@@ -85,13 +83,30 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     if epochs := known["oracle"]:
         few = Trajectories(val, **draw | {"trajectories": max(1, 5 // epochs), "order": "random"})
         result["iid"] = {}
-        for name in [n for n in known["heads"].split(",") if n in (*SLOW, "nested")]:
+        for name in [n for n in chosen if n in (*SLOW, "nested")]:
             slow = best_rate(background, few, SLOW[name], epochs) if name in SLOW else None
             head = make[name]() if slow is None else SLOW[name](*shape, slow)
             result["iid"][name] = {"rate": slow, "held_out": _iid(head, table, streams, epochs).tolist()}
     (Path(run) / file_name(known["encoder"], known["shifts"])).write_text(json.dumps(result, indent=1))
     _print(result, points)
     return result
+
+
+def _options(overrides: list[str]) -> dict[str, Any]:
+    known: dict[str, Any] = {"trajectories": 10, "classes": 600, "order": "random", "seed": 0}
+    known |= {"encoder": "trained", "oracle": 0, "shifts": 0, "heads": ",".join(HEADS)}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name not in known:
+            raise UserError(f"sequential: no option {name!r}; known: {', '.join(known)}")
+        if isinstance(known[name], int) and not value.isdigit():
+            raise UserError(f"{name}: expected a whole number, got {value!r}")
+        known[name] = int(value) if isinstance(known[name], int) else value
+    if known["encoder"] not in ENCODERS:
+        raise UserError(f"encoder: expected one of {', '.join(ENCODERS)}, got {known['encoder']!r}")
+    if unknown := [name for name in known["heads"].split(",") if name not in ALL]:
+        raise UserError(f"heads: expected some of {', '.join(ALL)}, got {unknown[0]!r}")
+    return known
 
 
 def file_name(encoder: str, shifts: int) -> str:
@@ -108,6 +123,19 @@ def _encoder(config: DictConfig, run: str, which: str) -> tuple[nn.Module, int]:
             f"{run}: algo={config.algo.name} keeps no encoder apart; expected one that does, as prototypes, oml"
         )
     return encoder.eval(), trainer.step if trainer else 0
+
+
+def _network_rate(encoder: nn.Module, val: ImageSet, draw: dict[str, Any]) -> float:
+    """As for the heads, on streams of no more than 200 classes, which take a third of the time."""
+    short = draw | {"trajectories": 5, "order": "random", "classes": min(200, draw["classes"])}
+    outputs, pixels = len(val.images), val.images.flatten(2)
+    width = encoder(torch.zeros(1, 1, *val.images.shape[-2:])).shape[-1]
+    return winner(
+        pixels,
+        Trajectories(val, **short),
+        lambda n, tried: Network(encoder, n, outputs, width, tried),
+        torch.tensor(RATES),
+    )
 
 
 def _nested(background: Tensor, choice: Trajectories, shape: tuple[int, int, int]) -> Remembered:

@@ -41,6 +41,7 @@ PATHS = {
     "gradient": "slow, online gradient",
     "cosine": "slow, online gradient read by cosine",
     "nested": "nested, slots and slow weights",
+    "network": "slow, online gradient of all layers",
 }
 POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle

@@ -109,12 +109,14 @@ def test_it_learns_and_goes_on_with_the_same_bits(kind, tmp_path):
 
 def test_its_encoder_on_the_sequential_benchmark_trained_and_not(tmp_path, omniglot, capsys):
     run = jobs.train([*KINDS["oml"], *SMALL, "trainer.steps=5", f"run={tmp_path / 'run'}"])
-    options = ["trajectories=2", "classes=10", "heads=means,gradient", "oracle=2"]
+    options = ["trajectories=2", "classes=10", "heads=means,gradient,network", "oracle=2"]
     found = {}
     for encoder, file in (("trained", "sequential.json"), ("random", "sequential-random.json")):
         assert main(["sequential", str(run), *options, f"encoder={encoder}"]) == 0
         found[encoder] = json.loads((run / file).read_text())
-        assert list(found[encoder]["heads"]) == ["means", "gradient"] and list(found[encoder]["iid"]) == ["gradient"]
+        assert list(found[encoder]["heads"]) == ["means", "gradient", "network"] and list(found[encoder]["iid"]) == [
+            "gradient"
+        ]
         assert min(found[encoder]["iid"]["gradient"]["held_out"]) > 10, (
             "above chance, which is one in a thousand outputs"
         )

@@ -19,7 +19,8 @@ from algos.sequential import (
     shuffled,
 )
 from algos.sequential_nested import Remembered, fit_read, nested
-from algos.sequential_rate import RATES, best_rate
+from algos.sequential_network import Network
+from algos.sequential_rate import RATES, best_rate, winner
 from envs.fewshot import ImageSet
 from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
@@ -188,3 +189,30 @@ def test_neighbours_vote_and_the_nearest_breaks_ties():
 def test_points_must_rise():
     with pytest.raises(UserError, match="points: expected rising numbers of classes"):
         list(follow(Means(R, C, SIZE), table(), trajectories(), [4, 2]))
+
+
+def test_a_network_learns_in_all_its_layers_and_each_copy_at_its_own_rate():
+    g = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (C, 1, 16), generator=g).expand(-1, E, -1).clone()
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU())
+    first = encoder[1].weight.detach().clone()
+    head = Network(encoder, R, C, 8, torch.tensor([0.0, 0.3]))
+    shown, labels = trajectories().learned(images)
+    head.learn(shown[:, :1], labels[:, :1])
+    plain = torch.nn.Sequential(encoder, torch.nn.Linear(8, C))
+    torch.nn.init.zeros_(plain[1].weight), torch.nn.init.zeros_(plain[1].bias)
+    F.cross_entropy(plain(shown[1, :1].view(1, 1, 4, 4) / 255), labels[1, :1]).backward()
+    torch.testing.assert_close(head.networks[1][1].bias, -0.3 * plain[1].bias.grad)
+    head.learn(shown[:, 1:], labels[:, 1:])
+    assert torch.equal(encoder[1].weight, first), "the encoder it was given stays"
+    assert torch.equal(head.networks[0][0][1].weight, first) and not torch.equal(head.networks[1][0][1].weight, first)
+    right = (head.answer(shown[:, -15:]).argmax(-1) == labels[:, -15:]).float().mean(1)
+    assert right[1] == 1, "the class it learned last"
+
+
+def test_the_rate_of_a_network_is_one_that_learns():
+    g = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (C, 1, 16), generator=g).expand(-1, E, -1).clone()
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8))
+    rates = torch.tensor([1e30, 0.1, 1e-9])
+    assert winner(images, trajectories(), lambda n, tried: Network(encoder, n, C, 8, tried), rates) == rates[1]
