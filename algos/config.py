@@ -181,6 +181,22 @@ class Timescales:
 
 
 @dataclass
+class Text:
+    """Documents, byte by byte, for algo=text; see envs/documents.py and envs/text.py. trainer.tasks are lanes, trainer.chunk
+    documents judged at once."""
+
+    name: str = "text"
+    data: list[str] = field(default_factory=lambda: ["generated"])  # also generated:1, books, speeches, wikitext, paths
+    vocabulary: int = 0  # 0: bytes; else so many byte pairs, trained on the data
+    steps: int = 256  # tokens of an update in each lane, through which gradients go
+    longest: int = 0  # tokens after which a document is left in training; it is then entered anywhere (0: read whole)
+    phase: int = 0  # updates after which the next of `data` comes, one after another (0: all at once)
+    mixing: int = 0  # updates around the end of a phase in which the lanes change one by one
+    eval_length: int = 8192  # tokens of a document that a validation reads
+    test_length: int = 131072  # and the test (0: all)
+
+
+@dataclass
 class Encoder:
     """Convolution blocks; see nestmem.nets.Conv."""
 
@@ -295,6 +311,22 @@ class Filtering:
 
 
 @dataclass
+class Decode:
+    """A small decoder around any memory, for env=text; see algos/decoder.py. The convolutional encoder goes unused."""
+
+    name: str = "text"
+    width: int = 64
+    layers: int = 1
+    hidden: int = 128  # units of the network behind each memory, 0: none
+    place: str = "layer"  # gate, context (Titans), segments (HMT)
+    window: int = 0  # tokens of attention beside the memory; of a segment, for place=context and place=segments
+    heads: int = 4  # of that attention
+    adapt: bool = False  # the readout goes on learning within a document; see algos/adapt.py
+    chunk: int = 32  # tokens between two of its steps
+    consolidate: float = 0.0  # share of it that the slow weights take over at a document's end
+
+
+@dataclass
 class Trainer:
     steps: int = 400  # updates of the slow weights
     tasks: int = 16  # in one update
@@ -335,8 +367,8 @@ class NoMemory:
     name: str = "none"
 
 
-ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules, Timescales)
-ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, Filtering)
+ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules, Timescales, Text)
+ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, Filtering, Decode)
 
 
 def _store() -> None:

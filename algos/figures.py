@@ -35,14 +35,14 @@ def gates(weights: Sequence[Sequence[float]], levels: Sequence[str], point: str)
     return figure
 
 
-def lines(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str) -> Figure:
-    """One line per method through points (x, mean, low, high), with its 95 % band."""
+def lines(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str, log: bool = False) -> Figure:
+    """One line per method through points (x, mean, low, high), with its 95 % band. log: x in powers of ten."""
     figure, axes = _figure()
     for name, points in curves.items():
         at, mean, low, high = zip(*points, strict=True)
         axes.plot(at, mean, marker="o", label=name)
         axes.fill_between(at, low, high, alpha=0.2)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
     axes.legend()
     return figure
 

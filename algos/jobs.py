@@ -55,7 +55,7 @@ def _train_one(config: DictConfig) -> None:
         kept = f"checkpoint {trainer.last_saved} is kept" if trainer.last_saved else "nothing was saved yet"
         raise UserError(f"run: cannot write to {run} ({error.strerror}); {kept}") from None
     console.print(
-        f"test {result['measure']}: {result['score']:.2f} % [{result['low']:.2f}, {result['high']:.2f}] "
+        f"test {result['measure']}: {result['score']:.2f} {result['unit']} [{result['low']:.2f}, {result['high']:.2f}] "
         f"on {result['n']} {result['counted']}; {result['seconds']:.0f} s of training"
     )
 

@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 class Problem(Protocol):
     learner: nn.Module
-    measure: str  # what the score is, as in "accuracy"; logged as val/MEASURE, in percent
+    measure: str  # what the score is, as in "accuracy"; logged as val/MEASURE, in percent or in the problem's `unit`
     counted: str  # what the n of a score counts, as in "tasks"
 
     def update(self, optimize: Optimize) -> dict[str, float]:

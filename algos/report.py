@@ -2,7 +2,7 @@
 
 Beside the score, a result may hold, in `result.json`:
     curve, point, chance: accuracy against shots or inner steps; gates, levels: which level answers
-    lines: {key: {caption, x, y, points: [[x, mean, low, high], ...]}}: drawn for all runs together
+    lines: {key: {caption, x, y, points: [[x, mean, low, high], ...]}}: drawn for all runs together; log: true for a log axis
     matrices: {key: {caption, y, rows, x, columns, values}}: a heat map for each run
     numbers: {name: number, interval or why it is undefined}: a table
 """
@@ -78,9 +78,9 @@ def _figures(runs: list[Run], folder: Path) -> dict[str, str]:
         made["adaptation"] = caption, figures.adaptation(curves, first["point"], first["chance"])
     for key, line in first.get("lines", {}).items():
         points = {n: r.result["lines"][key]["points"] for n, r in named.items() if key in r.result.get("lines", {})}
-        made[key] = line["caption"], figures.lines(points, line["x"], line["y"])
+        made[key] = line["caption"], figures.lines(points, line["x"], line["y"], line.get("log", False))
     seconds = {n: _against_time(run) for n, run in named.items()}
-    measure = f"{first['measure']}, %"
+    measure = f"{first['measure']}, {first.get('unit', '%')}"
     made["learning"] = (
         f"Validation {first['measure']} against training time",
         figures.learning(seconds, "seconds of training", measure),
@@ -124,7 +124,14 @@ def _page(runs: list[Run], images: dict[str, str]) -> str:
     env = first["env"]
     sizes = f", {env['ways']} ways, {env['shots']} shots" if "point" in first else ""
     title = html.escape(f"{env['name']}{sizes}")
-    columns = ("memory", f"{first['measure']}, %", "95 % interval", "parameters", "state bytes", "training, s")
+    columns = (
+        "memory",
+        f"{first['measure']}, {first.get('unit', '%')}",
+        "95 % interval",
+        "parameters",
+        "state bytes",
+        "training, s",
+    )
     rows = [
         (
             name, f"{r['score']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",

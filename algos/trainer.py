@@ -112,6 +112,7 @@ class Trainer:
             "env": OmegaConf.to_container(self.config.env),
             "seed": self.config.seed,
             "measure": self.problem.measure,
+            "unit": getattr(self.problem, "unit", "%"),
             "score": judged.score.mean,
             "low": judged.score.low,
             "high": judged.score.high,

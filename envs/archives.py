@@ -25,7 +25,8 @@ MAX_MEMBER = 64 << 20  # bytes; no member of our archives is near this
 
 
 class Archive(NamedTuple):
-    """A zip or gz of a data set: set and file name, official address, sha256 of the content, and what to use without it."""
+    """A zip or gz of a data set: set and file name, official address ("" if there is none), sha256 of the content, and what to
+    use without it."""
 
     dataset: str
     file: str
@@ -99,6 +100,11 @@ def fetch(archive: Archive) -> Path:
     if (path := locate(archive)) is not None:
         return path
     path = cache_dir() / archive.dataset / archive.file
+    if not archive.url:
+        raise UserError(
+            f"{archive.dataset}: {archive.file} is not under NESTMEM_DATA or {cache_dir()}, and it has no official place to "
+            f"be downloaded from; without it use {archive.builtin}"
+        )
     partial = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

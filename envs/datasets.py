@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from envs import archives, mnist, omniglot
+from envs import archives, documents, mnist, omniglot
 from nestmem.errors import UserError
 
-SETS = {"omniglot": omniglot.ARCHIVES, "mnist_t10k": mnist.ARCHIVES}
-BUILT_IN = {"glyphs": "built in, nothing to download"}
+SETS = {"omniglot": omniglot.ARCHIVES, "mnist_t10k": mnist.ARCHIVES} | documents.ARCHIVES
+BUILT_IN = {"glyphs": "built in, nothing to download", "generated": "tales, built in"}
 
 
 def run(verb: str, names: list[str]) -> int:
@@ -20,7 +20,7 @@ def run(verb: str, names: list[str]) -> int:
     complete = True
     for name in names or SETS:
         for archive in SETS[name]:
-            path = archives.fetch(archive) if verb == "get" else archives.locate(archive)
+            path = archives.fetch(archive) if verb == "get" and (names or archive.url) else archives.locate(archive)
             if path is not None and verb in ("get", "check"):
                 archives.check(archive, path)
             complete &= path is not None
