@@ -165,7 +165,7 @@ class Context(Compound):
 
     def run(self, x: Tensor, state: ContextState) -> tuple[Tensor, ContextState, Aux]:
         """Within a segment everything but the memory's own recurrence happens at once."""
-        if traced(x) or traced(state.step) or bool((state.step != state.step[0]).any()):
+        if traced(x) or traced(state.step) or bool(((state.step - state.step[0]) % self.segment).any()):
             return super().run(x, state)
         first, steps, pieces = -int(state.step[0]) % self.segment, x.shape[1], []
         for start, stop in itertools.pairwise(sorted({0, *range(first, steps, self.segment), steps})):

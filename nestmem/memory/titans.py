@@ -146,7 +146,7 @@ class NeuralMemory(MultiHead):
 
     def run(self, x: Tensor, state: NeuralState) -> tuple[Tensor, NeuralState, Aux]:
         """One batch of gradients per chunk; the weights of single steps are never formed."""
-        if traced(x) or traced(self.gain) or bool((state.step != state.step[0]).any()):
+        if traced(x) or traced(self.gain) or bool(((state.step - state.step[0]) % self.chunk).any()):
             return super().run(x, state)
         steps, first, outputs = x.shape[1], -int(state.step[0]) % self.chunk, []
         addresses = torch.cat([state.pending[:, None], self.binding.address(x)], 1)
