@@ -29,11 +29,15 @@ class Trials(VectorEnv[Array, Array, Array]):
     """Base of families of tasks; a subclass gives `sample`, `begin`, `observe`, `act` and `known`.
 
     trials: N. episodes, horizon: of a trial. observation, action: spaces of one trial. Discrete observations are one-hot for a
-    learner, binary ones -1 or 1, real ones normalised. cue: how many numbers, the last of a binary observation, name the task.
+    learner, binary ones -1 or 1, real ones normalised. cue: how many numbers, the last of an observation, name the task.
+    unit: a large reward. success [N]: whether the last step met the goal, in families that have one.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012  (as gymnasium has it)
     cue = 0
+    unit = 1.0
+    success: Array | None = None
+    restarts = 0  # of simulators that failed
 
     def __init__(self, trials: int, episodes: int, horizon: int, observation: Space[Any], action: Space[Any]):
         for name, value in (("trials", trials), ("episodes", episodes), ("horizon", horizon)):

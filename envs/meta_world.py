@@ -1,0 +1,331 @@
+"""Meta-World as trials (Yu et al. 2020; Farama's release 3): a robot arm, a task nobody names, several episodes to find out.
+
+ML1 is one task with goals of its own in training, validation and test; ML10 and ML45 train on ten and forty-five tasks and test on
+five others. Goals are drawn here and not by the package: its registered `Meta-World/ML1-train` hands out the goals of the test
+(release 3.1.1), and it draws from the global generator. A task is drawn by the simulator's own rule from a generator of (seed,
+split, name), so the goals of two splits never meet. Validation goals of ML10 and ML45 are new ones of the training tasks.
+
+A trial holds `tasks` hidden tasks, each visited `visits` times for `episodes` episodes, in random order; 1, 1 and 10 is plain ML1.
+Several names are dealt to the tasks in turn: a sequence of ML1 tasks that recurs. drift moves a task a little before it returns.
+bits: a barcode names the task of a visit, as in `envs.bandits.Barcodes`. Rewards are 0 to 10. Goals are not observed.
+Legend: N trials, 39 numbers of an observation, 4 of an action.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from envs.simulated import Simulated, copied, python_state
+from envs.trials import Array
+from nestmem.errors import UserError
+
+SPLITS = ("train", "val", "test")
+OBSERVED, LONGEST = 39, 500
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class Task(NamedTuple):
+    """name: of the simulator. vector: where its objects and its goal are, as the simulator orders them."""
+
+    name: str
+    vector: Array
+
+
+class MetaWorld(Simulated):
+    """trials: N. benchmark: ML1, ML10 or ML45. task: of ML1; several are separated by commas. split: train, val or test; outside
+    training, trials go through the goals in order. goals: of each task and split. seed: of the goals."""
+
+    unit = 10.0
+
+    def __init__(
+        self,
+        trials: int,
+        benchmark: str = "ML1",
+        task: str = "reach-v3",
+        tasks: int = 1,
+        visits: int = 1,
+        episodes: int = 10,
+        horizon: int = 150,
+        goals: int = 50,
+        drift: float = 0.0,
+        bits: int = 0,
+        seed: int = 0,
+        split: str = "train",
+        patience: float = 60.0,
+    ):
+        for name, value, least in (
+            ("tasks", tasks, 1),
+            ("visits", visits, 1),
+            ("episodes", episodes, 1),
+            ("goals", goals, 1),
+        ):
+            if value < least:
+                raise UserError(f"env.{name}: expected at least {least}, got {value}")
+        if not 1 <= horizon <= LONGEST:
+            raise UserError(f"env.horizon: expected 1 to {LONGEST} steps, got {horizon}")
+        if drift < 0:
+            raise UserError(f"env.drift: expected metres of at least 0, got {drift}")
+        if bits and (bits > 20 or 2**bits < tasks):
+            raise UserError(f"env.bits: expected at most 20, and 2^bits barcodes for {tasks} tasks, got {bits}")
+        self.names = names(benchmark, task, split)
+        self.tasks, self.visits, self.drift, self.cue, self.split = tasks, visits, drift, bits, split
+        self.stay = episodes  # episodes of a visit
+        self.pool = {name: draw(name, split, goals, seed) for name in self.names}
+        low, high = np.full(OBSERVED + bits, -np.inf, np.float32), np.full(OBSERVED + bits, np.inf, np.float32)
+        actions = Box(-1.0, 1.0, (4,), np.float32)
+        super().__init__(
+            trials, tasks * visits * episodes, horizon, Box(low, high, dtype=np.float32), actions, patience
+        )
+        self.seen = np.zeros((trials, OBSERVED), np.float32)
+        self.built: list[dict[str, Any]] = [{} for _ in range(trials)]  # simulators of a row by name
+
+    def sample(self) -> None:
+        rng, n = self.np_random, self.num_envs
+        self.tasks_of: list[list[Task]] = []
+        for row in range(n):
+            # Names go round over rows and over the tasks of a trial, so that a batch has as much of each as can be.
+            mine = [self.names[(row * self.tasks + i) % len(self.names)] for i in range(self.tasks)]
+            if self.split == "train":
+                picked = [self.pool[name][rng.integers(len(self.pool[name]))] for name in mine]
+            else:
+                turn = [(row * self.tasks + i) // len(self.names) for i in range(self.tasks)]
+                picked = [self.pool[name][k % len(self.pool[name])] for name, k in zip(mine, turn, strict=True)]
+            self.tasks_of.append(picked)
+        visits = np.tile(np.repeat(np.arange(self.tasks), self.visits), (n, 1))
+        self.order = rng.permuted(visits, axis=1)  # [N, visits of a trial]
+        if self.cue:
+            self.codes = np.stack([rng.choice(2**self.cue, self.tasks, replace=False) for _ in range(n)])
+        self.walks = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=n)]
+        self.visit = -1
+
+    def begin(self) -> None:
+        """An episode starts; with it perhaps a visit, in which another simulator may have its turn."""
+        visit = self.episode // self.stay
+        if visit != self.visit:
+            self.visit = visit
+            for row in range(self.num_envs):
+                i = self.order[row, visit]
+                if self.drift and i in self.order[row, :visit]:
+                    self.tasks_of[row][i] = moved(self.tasks_of[row][i], self.drift, self.walks[row])
+                self.sims[row] = self.built[row].get(self.tasks_of[row][i].name)
+        super().begin()
+
+    def task(self, row: int) -> Task:
+        """What a row is in now."""
+        return self.tasks_of[row][self.order[row, self.visit]]
+
+    def observe(self) -> Array:
+        if not self.cue:
+            return self.seen.copy()
+        codes = self.codes[self.rows, self.order[:, self.visit]]
+        bits = 2 * (codes[:, None] >> np.arange(self.cue) & 1) - 1
+        return np.concatenate([self.seen, bits.astype(np.float32)], 1)
+
+    def title(self, row: int) -> str:
+        return f"{self.task(row).name}, goal {np.round(self.task(row).vector[-3:], 3).tolist()}"
+
+    def key(self, row: int) -> Any:
+        return self.task(row).name, self.task(row).vector.tobytes()
+
+    def build(self, row: int) -> Any:
+        name = self.task(row).name
+        self.built[row][name] = simulator(name)
+        return self.built[row][name]
+
+    def place(self, row: int) -> Array:
+        settle(self.sims[row], self.task(row))
+        observation: Array = self.sims[row].reset()[0]
+        return observation
+
+    def snapshot(self, row: int) -> Snapshot:
+        return snapshot(self.sims[row])
+
+    def restore(self, row: int, snapshot: Snapshot) -> None:
+        restore(self.sims[row], snapshot)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Halfway through a trial also where it stands and the state of every simulator."""
+        state = super().state_dict()
+        if 0 < self.time < self.steps:
+            trial = {
+                "time": self.time, "visit": self.visit, "order": self.order, "codes": self.codes,
+                "tasks": [[[task.name, task.vector] for task in mine] for mine in self.tasks_of],
+                "walks": [walk.bit_generator.state for walk in self.walks],
+                "seen": self.seen, "success": self.success, "failed": self.failed,
+                "simulators": [self.snapshot(row)._asdict() for row in range(self.num_envs)],
+            }  # fmt: skip
+            state["trial"] = as_bytes(trial)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        if "trial" not in state:
+            self.time = self.steps
+            return
+        trial = from_bytes(state["trial"])
+        self.time, self.visit, self.order, self.codes = (trial[k] for k in ("time", "visit", "order", "codes"))
+        self.tasks_of = [[Task(*task) for task in mine] for mine in trial["tasks"]]
+        self.walks = [np.random.default_rng() for _ in trial["walks"]]
+        for walk, where in zip(self.walks, trial["walks"], strict=True):
+            walk.bit_generator.state = where
+        for row, held in enumerate(trial["simulators"]):
+            self.sims[row] = self.built[row].get(self.task(row).name)
+            self._sure(row)
+            self.restore(row, Snapshot(**held))
+        self.seen, self.success, self.failed = (trial[k] for k in ("seen", "success", "failed"))
+
+
+def names(benchmark: str, task: str, split: str) -> list[str]:
+    """Names of the simulators of a split."""
+    package = _package()
+    if split not in SPLITS:
+        raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    match benchmark:
+        case "ML1":
+            found = [name.strip() for name in task.split(",")]
+            for name in found:
+                if name not in package.ALL_V3_ENVIRONMENTS:
+                    known = ", ".join(package.ALL_V3_ENVIRONMENTS)
+                    raise UserError(f"env.task: Meta-World has no {name!r}; known: {known}")
+            return found
+        case "ML10" | "ML45":
+            classes = getattr(package, f"{benchmark}_V3")
+            return list(classes["test" if split == "test" else "train"])
+    raise UserError(f"env.benchmark: expected ML1, ML10 or ML45, got {benchmark!r}")
+
+
+@cache
+def draw(name: str, split: str, goals: int, seed: int) -> tuple[Task, ...]:
+    """Tasks of a split, by the simulator's own rule of where things may be."""
+    env = scratch(name)
+    letters = [ord(letter) for letter in name]
+    free(env, np.random.default_rng([seed, SPLITS.index(split), *letters]))
+    vectors = []
+    for _ in range(goals):
+        env.reset_model()
+        vectors.append(np.array(env._last_rand_vec))  # noqa: SLF001  (the package has no public name for it)
+    if len(np.unique(vectors, axis=0)) < goals:
+        raise UserError(f"env.goals: {name} has fewer than {goals} different ones")
+    return tuple(Task(name, vector) for vector in vectors)
+
+
+def moved(task: Task, metres: float, rng: np.random.Generator) -> Task:
+    """A task near by: the simulator's own rule, in a box of `metres` to every side of where things were."""
+    env = scratch(task.name)
+    free(env, rng)
+    space = env._random_reset_space  # noqa: SLF001
+    low, high = np.maximum(space.low, task.vector - metres), np.minimum(space.high, task.vector + metres)
+    env._random_reset_space = Box(low, high, dtype=np.float64)  # noqa: SLF001
+    try:
+        env.reset_model()
+    finally:
+        env._random_reset_space = space  # noqa: SLF001
+    return Task(task.name, np.array(env._last_rand_vec))  # noqa: SLF001
+
+
+def simulator(name: str) -> Any:
+    """A robot at a task's table, no task given yet."""
+    return quick(name)()
+
+
+@cache
+def quick(name: str) -> Any:
+    """The class of a simulator whose instances share one parsed model: they take milliseconds to make, not tenths of a second."""
+    original = _package().ALL_V3_ENVIRONMENTS[name]
+    parsed: list[Any] = []
+
+    def initialize(self: Any) -> tuple[Any, Any]:
+        if not parsed:
+            parsed.append(original._initialize_simulation(self)[0])  # noqa: SLF001
+        model = copy.copy(parsed[0])
+        return model, mujoco.MjData(model)
+
+    return type(original.__name__, (original,), {"_initialize_simulation": initialize})
+
+
+@cache
+def scratch(name: str) -> Any:
+    """The simulator tasks are drawn with; what one was drawn before makes no difference."""
+    return simulator(name)
+
+
+def free(env: Any, rng: np.random.Generator) -> None:
+    """Let resets draw tasks from `rng`."""
+    env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True  # noqa: SLF001
+    env.np_random = rng
+
+
+def settle(env: Any, task: Task) -> None:
+    """Give a simulator its task, the goal hidden; the package wants it pickled."""
+    data = {
+        "rand_vec": task.vector.copy(),
+        "env_cls": _package().ALL_V3_ENVIRONMENTS[task.name],
+        "partially_observable": True,
+    }
+    env.set_task(_package().Task(task.name, pickle.dumps(data)))
+
+
+class Snapshot(NamedTuple):
+    physics: Array  # MuJoCo's integration state
+    bodies: Array  # where the model has its bodies and sites: a reset moves some of them
+    sites: Array
+    python: dict[str, Any]
+
+
+def snapshot(env: Any) -> Snapshot:
+    """The whole state of a simulator."""
+    physics = np.empty(mujoco.mj_stateSize(env.model, STATE))
+    mujoco.mj_getState(env.model, env.data, physics, STATE)
+    return Snapshot(physics, env.model.body_pos.copy(), env.model.site_pos.copy(), python_state(env))
+
+
+def restore(env: Any, held: Snapshot) -> None:
+    """Back to a snapshot of a simulator of the same name."""
+    env.model.body_pos[:], env.model.site_pos[:] = held.bodies, held.sites
+    mujoco.mj_setState(env.model, env.data, held.physics, STATE)
+    mujoco.mj_forward(env.model, env.data)
+    mujoco.mj_setState(env.model, env.data, held.physics, STATE)  # `mj_forward` has moved where the solver starts from
+    vars(env).update({name: copied(value) for name, value in held.python.items()})
+
+
+def as_bytes(value: Any) -> Tensor:
+    """JSON, arrays included: its numbers are exact."""
+    return torch.frombuffer(bytearray(json.dumps(value, default=_plain).encode()), dtype=torch.uint8)
+
+
+def from_bytes(tensor: Tensor) -> Any:
+    return json.loads(bytes(tensor.tolist()), object_hook=_array)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": value.dtype.name}
+    return value.item()
+
+
+def _array(value: dict[str, Any]) -> Any:
+    return np.array(value["array"], value["dtype"]) if value.keys() == {"array", "dtype"} else value
+
+
+@cache
+def _package() -> Any:
+    """Meta-World with the tables it keeps elsewhere; imported late, as that takes seconds."""
+    try:
+        import metaworld
+        from metaworld import env_dict
+    except ImportError as error:
+        raise UserError(f"env: Meta-World is not installed ({error}); pip install nestmem[rl]") from None
+    return SimpleNamespace(
+        Task=metaworld.Task, **{k: getattr(env_dict, k) for k in ("ALL_V3_ENVIRONMENTS", "ML10_V3", "ML45_V3")}
+    )
