@@ -35,13 +35,19 @@ class Seen(NamedTuple):
     before: Tensor  # [..., A] action of the step before
     paid: Tensor  # [..., 1] its reward
     ended: Tensor  # [..., 1] whether it ended an episode
+    known: Tensor  # [..., 1] what one who knows the task gets in a step of this episode, for an informed critic; else [..., 0]
 
 
 class Agent(nn.Module):
-    """env gives the spaces; make_memory(fields) the memory. width: V, and of hidden layers."""
+    """env gives the spaces; make_memory(fields) the memory. width: V, and of hidden layers.
 
-    def __init__(self, env: Trials, make_memory: MakeMemory, width: int = 64):
+    informed: the critic, and it alone, is told in training what one who knows the task gets (asymmetric actor-critic, Pinto et
+    al. 2018). Most of what a trial returns is the luck of its task; a baseline that knows it leaves what the policy did.
+    """
+
+    def __init__(self, env: Trials, make_memory: MakeMemory, width: int = 64, informed: bool = False):
         super().__init__()
+        self.informed = informed
         space, action = env.single_observation_space, env.single_action_space
         self.kind = type(space)
         match space:
@@ -71,7 +77,8 @@ class Agent(nn.Module):
             nn.Linear(width, width, bias=False),
         )
         self.memory = make_memory(self.fields)
-        self.policy, self.value = (head(self.fields.width + width, width, out) for out in (self.actions, 1))
+        features = self.fields.width + width
+        self.policy, self.value = head(features, width, self.actions), head(features + informed, width, 1)
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)
 
@@ -90,13 +97,13 @@ class Agent(nn.Module):
         outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended, led_to], -1))
         return torch.cat([observation, outcome], -1)
 
-    def judge(self, tokens: Tensor, answer: Tensor) -> tuple[Distribution, Tensor]:
+    def judge(self, tokens: Tensor, answer: Tensor, known: Tensor) -> tuple[Distribution, Tensor]:
         """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
-        known = self.fields.content + self.fields.cue
+        shown = self.fields.content + self.fields.cue
         said = self.fields.split(answer)[2]
         direction = said / (said.square().mean(-1, keepdim=True) + 1).sqrt()
-        features = torch.cat([tokens[..., :known], direction, said.sign() * said.abs().log1p()], -1)
-        given, value = self.policy(features), self.value(features)[..., 0]
+        features = torch.cat([tokens[..., :shown], direction, said.sign() * said.abs().log1p()], -1)
+        given, value = self.policy(features), self.value(torch.cat([features, known], -1))[..., 0]
         if self.discrete:
             return Categorical(logits=given, validate_args=False), value
         return Independent(Normal(given, self.log_std.exp(), validate_args=False), 1, validate_args=False), value
@@ -104,13 +111,13 @@ class Agent(nn.Module):
     def forward(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """Whole trials [N, T, ...] in one pass of the memory. reset [N, T]: where what lives only for an episode is cleared."""
         tokens = self.tokens(seen)
-        return self.judge(tokens, self.memory(tokens, reset=reset)[0])
+        return self.judge(tokens, self.memory(tokens, reset=reset)[0], seen.known)
 
     def step(self, seen: Seen, state: State) -> tuple[Distribution, Tensor, State]:
         """One step of every trial [N, ...]."""
         tokens = self.tokens(seen)
         answer, state, _ = self.memory.run(tokens[:, None], state)
-        return *self.judge(tokens, answer[:, 0]), state
+        return *self.judge(tokens, answer[:, 0], seen.known), state
 
     def encoded(self, actions: Tensor) -> Tensor:
         """Actions [...] or [..., A] as the next token says them: [..., A]."""

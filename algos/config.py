@@ -294,7 +294,9 @@ class RL2:
     value: float = 0.5  # weight of the value's error
     normalize: bool = True  # advantages to mean 0 and variance 1
     max_kl: float = 0.0  # an update ends with the epoch in which the policy has moved so far; 0: never
-    baseline: str = "critic"  # or linear: least squares on the observation, the reward so far and time
+    baseline: str = (
+        "critic"  # informed: it is told what one who knows the task would get; linear: see ppo.linear_values
+    )
     clear: str = "task"  # what a memory holds only for an episode lives to the end of the trial; episode: it does not
     start: str = ""  # a run of the same shape whose weights are the start
 

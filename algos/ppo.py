@@ -46,7 +46,11 @@ def collect(
     observation, _ = env.reset(seed=seed)
     n = env.num_envs
     nothing = torch.zeros(n, 1, device=device)
-    seen = Seen(agent.observed(observation, device), torch.zeros(n, agent.actions, device=device), nothing, nothing)
+    known = torch.zeros(n, env.episodes, 0, device=device)
+    if agent.informed:
+        known = torch.as_tensor(env.known() / env.horizon, dtype=torch.float32, device=device)[..., None]
+    before = torch.zeros(n, agent.actions, device=device)
+    seen = Seen(agent.observed(observation, device), before, nothing, nothing, known[:, 0])
     state = agent.memory.initial_state(n)
     steps, taken, log_probs, values, rewards = [], [], [], [], []
     resets = []
@@ -71,7 +75,13 @@ def collect(
         paid = torch.as_tensor(reward, device=device)
         rewards.append(paid)
         over = torch.as_tensor(ended, dtype=torch.float32, device=device)
-        seen = Seen(agent.observed(observation, device), agent.encoded(action), paid[:, None], over[:, None])
+        seen = Seen(
+            agent.observed(observation, device),
+            agent.encoded(action),
+            paid[:, None],
+            over[:, None],
+            known[:, env.episode],
+        )
     whole = Seen(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
     reset = torch.stack(resets, 1) if clear == "episode" else None
     return Rollout(whole, *(torch.stack(parts, 1) for parts in (taken, log_probs, values, rewards)), reset)

@@ -56,7 +56,7 @@ class RL2Problem:
     ):
         if not 1 <= algo.minibatches <= options.tasks:
             raise UserError(f"algo.minibatches: expected 1 to trainer.tasks ({options.tasks}), got {algo.minibatches}")
-        for name, known in (("clear", ("task", "episode")), ("baseline", ("critic", "linear"))):
+        for name, known in (("clear", ("task", "episode")), ("baseline", ("critic", "informed", "linear"))):
             if algo[name] not in known:
                 raise UserError(f"algo.{name}: expected {' or '.join(known)}, got {algo[name]!r}")
         for name in ("gamma", "lam"):
@@ -68,7 +68,7 @@ class RL2Problem:
         self.env.reset(seed=seeds["train"])  # its random numbers go on from here
         self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
         longest = self.env.steps if algo.gamma == 1 else min(self.env.steps, 1 / (1 - algo.gamma))
-        critic = algo.baseline == "critic"
+        critic = algo.baseline != "linear"
         self.terms = ppo.Terms(algo.clip, algo.entropy, algo.value if critic else 0.0, float(longest))
 
     def update(self, optimize: Optimize) -> dict[str, float]:
@@ -181,8 +181,10 @@ def maker(env: DictConfig) -> Callable[[int], Trials]:
 
 def learner(config: DictConfig) -> Agent:
     """An agent with freshly drawn weights, or with those of the run algo.start names."""
+    informed = config.algo.baseline == "informed"
     with drawn(config):
-        made = Agent(maker(config.env)(1), lambda fields: memory(config, fields.width, fields), config.algo.width)
+        env = maker(config.env)(1)
+        made = Agent(env, lambda fields: memory(config, fields.width, fields), config.algo.width, informed)
     if config.algo.start:
         found, _ = checkpoint.read(Path(config.algo.start))
         try:

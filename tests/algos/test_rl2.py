@@ -96,6 +96,17 @@ def test_gradients_cross_episodes_unless_the_memory_is_cleared(clear, crosses):
     assert bool((paid.grad[:, 1] != 0).any()) == crosses and bool((paid.grad[:, 4] != 0).any())
 
 
+def test_an_informed_critic_knows_the_task_and_the_policy_does_not():
+    env = Barcodes(6, tasks=2, visits=2, pulls=5, arms=3)
+    torch.manual_seed(0)
+    model = Agent(env, lambda fields: registry.build("lstm", fields.width, fields), informed=True)
+    found = ppo.collect(model, env, "task", torch.Generator().manual_seed(0), seed=0)
+    assert torch.allclose(found.seen.known, torch.tensor(0.9)), "what the good arm pays"
+    policy, values = model(found.seen)
+    other, told = model(found.seen._replace(known=found.seen.known + 1))
+    assert torch.equal(policy.logits, other.logits) and not torch.isclose(values, told).any()
+
+
 def test_tokens_say_what_came_before():
     env = Bandits(3, episodes=4, arms=2)
     found = ppo.collect(agent(env), env, "task", torch.Generator().manual_seed(0), seed=0)
