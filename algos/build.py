@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from algos import continual, fewshot, lessons, rl2, text, timescales, visits
+from algos import continual, fewshot, lessons, recall, rl2, text, timescales, visits
 from algos.config import memory_options
 from algos.parts import device, parameters, seeds
 from algos.problem import Problem
@@ -25,6 +25,7 @@ BY_ENV = {
     "tasks": continual,
     "timescales": timescales,
     "text": text,
+    **dict.fromkeys(recall.NAMES, recall),
     **dict.fromkeys(visits.NAMES, visits),
     **dict.fromkeys(rl2.FAMILIES, rl2),
 }  # all others are sets of images, for few-shot tasks or for lessons

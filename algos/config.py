@@ -121,6 +121,27 @@ class MDPs:
 
 
 @dataclass
+class MetaWorld:
+    """A robot arm and a hidden goal, for algo=rl2; see envs/meta_world.py."""
+
+    name: str = "metaworld"
+    benchmark: str = "ML1"  # ML10, ML45
+    task: str = "reach-v3"  # of ML1; several, separated by commas, are dealt to the tasks of a trial in turn
+    tasks: int = 1  # hidden tasks of a trial
+    visits: int = 1  # to each of them, in random order
+    episodes: int = 10  # of a visit
+    horizon: int = 150  # steps of an episode, at most 500
+    goals: int = 50  # of each task, in training as in validation and test
+    drift: float = 0.0  # metres that a task moves before it returns, at most, in each direction
+    bits: int = 0  # of a barcode that names the task of a visit; 0: nothing does
+    seed: int = 0  # of the goals, not of the run
+    patience: float = 60.0  # seconds until a simulator counts as hung
+    adapt: int = 10  # episodes of a test trial before those that are scored
+    scored: int = 3
+    test_horizon: int = 500  # steps of an episode of the second test
+
+
+@dataclass
 class Streams:
     """Visits of `ways` classes, each shown `shots` times, to contexts that come back. What is seen are features of
     characters out of a frozen encoder: of the run `encoder`, or "" for one trained on the spot. See docs/recurring.md."""
@@ -194,6 +215,37 @@ class Text:
     mixing: int = 0  # updates around the end of a phase in which the lanes change one by one
     eval_length: int = 8192  # tokens of a document that a validation reads
     test_length: int = 131072  # and the test (0: all)
+
+
+@dataclass
+class Recall:
+    """Streams of tokens that ask for what came before, new ones in every update, for algo=text; see envs/recall.py and
+    envs/grammar.py. The score is the accuracy at the last of `lengths`; trainer.tasks are rows."""
+
+    name: str = "recall"
+    kind: str = "mqar"  # needle, copy, grammar
+    steps: int = 64  # tokens of a stream in training (grammar: symbols)
+    pairs: int = 4  # of tokens, or tokens to be copied (grammar: ambiguous letters, and hidden states of each)
+    noise: bool = True  # random tokens in between, else blanks (grammar: symbols that cannot follow, else blanks)
+    vocabulary: int = 8192  # (grammar: letters)
+    gap: list[int] = field(default_factory=lambda: [1, 10])  # grammar: steps between symbols, least and most
+    lengths: list[int] = field(
+        default_factory=lambda: [1, 4, 16]
+    )  # of tests, times `steps` (grammar: times the largest gap)
+
+
+@dataclass
+class Babilong:
+    """bAbI facts hidden in books, for algo=text; see envs/babilong.py. Lengths are in words."""
+
+    name: str = "babilong"
+    task: int = 1  # 2, 3
+    data: list[str] = field(default_factory=lambda: ["books"])  # where the other sentences are from
+    stories: str = "babi"  # test stories; made: ours, where bAbI is not at hand
+    vocabulary: int = 2048
+    steps: list[int] = field(default_factory=lambda: [64, 512])  # shortest and longest text in training
+    pieces: int = 4096  # words of a test text that are read at once
+    lengths: list[int] = field(default_factory=lambda: [128, 512, 2048, 8192])  # of tests
 
 
 @dataclass
@@ -298,6 +350,9 @@ class RL2:
         "critic"  # informed: it is told what one who knows the task would get; linear: see ppo.linear_values
     )
     clear: str = "task"  # what a memory holds only for an episode lives to the end of the trial; episode: it does not
+    infer: float = (
+        0.0  # weight of telling the hidden task from what the memory answers, in envs that have it in numbers
+    )
     start: str = ""  # a run of the same shape whose weights are the start
 
 
@@ -323,6 +378,7 @@ class Decode:
     place: str = "layer"  # gate, context (Titans), segments (HMT)
     window: int = 0  # tokens of attention beside the memory; of a segment, for place=context and place=segments
     heads: int = 4  # of that attention
+    tied: bool = False  # the readout is the embedding
     adapt: bool = False  # the readout goes on learning within a document; see algos/adapt.py
     chunk: int = 32  # tokens between two of its steps
     consolidate: float = 0.0  # share of it that the slow weights take over at a document's end
@@ -369,7 +425,22 @@ class NoMemory:
     name: str = "none"
 
 
-ENVS = (Glyphs, Omniglot, Folder, Tasks, Bandits, Barcodes, MDPs, Bindings, Rules, Timescales, Text)
+ENVS = (
+    Glyphs,
+    Omniglot,
+    Folder,
+    Tasks,
+    Bandits,
+    Barcodes,
+    MDPs,
+    MetaWorld,
+    Bindings,
+    Rules,
+    Timescales,
+    Text,
+    Recall,
+    Babilong,
+)
 ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, Filtering, Decode)
 
 

@@ -22,6 +22,7 @@ from nestmem import Context, Gated, SegmentWrapper, Window
 from nestmem.compose import Compound, Scale
 from nestmem.errors import UserError
 from nestmem.memory.base import Aux, Memory, State, where_rows
+from nestmem.memory.leaky import track
 
 PLACES = ("layer", "gate", "context", "segments")
 
@@ -125,15 +126,17 @@ class DecoderState(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, readout. head: what turns hidden states into logits while it learns (`algos.adapt`), or None."""
+    """Embedding, layers, readout. head: what turns hidden states into logits while it learns (`algos.adapt`), or None.
+    tied: the readout is the embedding, so that a token never seen as an answer can be given as one."""
 
-    def __init__(self, vocabulary: int, layers: Layers | Segments, head: Any = None):
+    def __init__(self, vocabulary: int, layers: Layers | Segments, head: Any = None, tied: bool = False):
         super().__init__()
         self.vocabulary, self.d_model = vocabulary, layers.d_model
         self.embedding = nn.Embedding(vocabulary + 1, self.d_model)  # and the token before a document
         nn.init.normal_(self.embedding.weight, std=self.d_model**-0.5)
         self.layers, self.norm = layers, Scale(self.d_model)
-        self.readout = nn.Linear(self.d_model, vocabulary)
+        self.scale = nn.Parameter(torch.tensor(10 * self.d_model**-0.5)) if tied else None
+        self.readout = nn.Identity() if tied else nn.Linear(self.d_model, vocabulary)
         self.head = head
 
     def initial_state(self, batch_size: int) -> DecoderState:
@@ -147,14 +150,35 @@ class Decoder(nn.Module):
         memory = self.layers.reset(state.memory, done, until="life")
         return DecoderState(memory, () if self.head is None else self.head.reset(state.head, done))
 
+    def hidden(self, tokens: Tensor, memory: State) -> tuple[Tensor, State]:
+        """Tokens [B, T] to what the readout sees of each [B, T, D], and the state of the memory after them."""
+        hidden, memory, _ = self.layers.run(self.embedding(tokens), memory)
+        return self.norm(hidden), memory
+
+    def answer(self, hidden: Tensor) -> Tensor:
+        """What the readout sees [..., D] to logits [..., V]."""
+        if self.scale is not None:
+            return self.scale * hidden @ self.embedding.weight[: self.vocabulary].T
+        logits: Tensor = self.readout(hidden)
+        return logits
+
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Tokens [B, T] to logits of what follows each [B, T, V], and the state after them."""
-        hidden, memory, _ = self.layers.run(self.embedding(tokens), state.memory)
-        hidden = self.norm(hidden)
+        hidden, memory = self.hidden(tokens, state.memory)
         if self.head is None:
-            return self.readout(hidden), DecoderState(memory, ())
+            return self.answer(hidden), DecoderState(memory, ())
         logits, head = self.head(hidden, tokens, self.readout, state.head)
         return logits, DecoderState(memory, head)
+
+    @torch.no_grad()
+    def track(self, state: DecoderState) -> None:
+        """Once an update: leaky averages follow where they rest (`nestmem.memory.leaky`)."""
+        parts = getattr(self.layers, "parts", ())
+        for part, held in zip(parts, state.memory if parts else (), strict=True):
+            for level, of in zip(
+                getattr(part, "parts", [part]), held if hasattr(part, "parts") else [held], strict=False
+            ):
+                track(level, of)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

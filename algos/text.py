@@ -59,8 +59,10 @@ def decoder(config: DictConfig, size: int) -> Decoder:
     algo = config.algo
     with drawn(config):
         path = layers(lambda: memory(config, algo.width), algo.width, algo)
+        if algo.adapt and algo.tied:
+            raise UserError("algo.tied: algo.adapt needs a readout of its own, expected false")
         head = FastHead(size, algo.width, algo.chunk, algo.consolidate) if algo.adapt else None
-        return Decoder(size, path, head)
+        return Decoder(size, path, head, algo.tied)
 
 
 def learner(config: DictConfig) -> TextLearner:
@@ -70,6 +72,8 @@ def learner(config: DictConfig) -> TextLearner:
 
 def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> TextProblem:
     env, options = config.env, config.trainer
+    if config.algo.adapt and env.steps % config.algo.chunk:
+        raise UserError(f"env.steps: expected a multiple of algo.chunk ({config.algo.chunk}), got {env.steps}")
     if not env.data:
         raise UserError("env.data: expected at least one source, as in [generated], got none")
     names = list(dict.fromkeys(env.data))
@@ -134,6 +138,7 @@ class TextProblem(StreamProblem):
         if head is not None and self.carried is not None:
             head.consolidate(self.learner.memory.readout, self.carried.head, piece.batch.fresh)
         metrics = optimize(self._parts(piece))
+        self.learner.memory.track(self.carried)
         if self.phases is not None:
             self.phases.saw(visit, metrics["bits"])
             if self.phases.ended(self.lanes.count):

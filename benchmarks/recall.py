@@ -3,7 +3,7 @@
     python -m benchmarks.recall train [NAME...]   three seeds of every memory into runs/recall (skips what is there)
     python -m benchmarks.recall collect           write the results and docs/recall.png; rows without a run stay as they were
 
-The task (Arora et al. 2023): N key-value pairs of tokens, then every key again, once, at a power-law distance; the answer is
+The task (envs/recall.py; Arora et al. 2023): N key-value pairs, then every key again, once, at a power-law distance; the answer is
 its value. Vocabulary 8,192; keys and values from two halves; random tokens in between, or blanks. One memory layer between
 tied embeddings, trained on 64 tokens with 4 pairs and 128 with 8, half with blanks; longer and fuller streams are only tested.
 Left out: self_modifying, hope and titans_context, whose states at this width are 10 to 90 times larger.
@@ -26,15 +26,15 @@ from torch import Tensor, nn
 
 import nestmem
 from benchmarks.results import load, row, save
+from envs.recall import VOCABULARY, Stream, delayed, gapped, mqar
 from nestmem import LSTM, Cached, Episodic, Gated, Memory, NestedMemory, NeuralMemory, Routed, SlowMLP, Stack, Window
 from nestmem.probes import mean_interval
 
 ROOT = Path("runs/recall")
-VOCABULARY, D, STEPS, SEEDS = 8192, 64, 400, (0, 1, 2)
+D, STEPS, SEEDS = 64, 400, (0, 1, 2)
 BYTES = 4096  # state of one row; every memory stays within 15 % of it
 TRAIN = [(64, 4, 32), (128, 8, 16)]  # tokens, pairs, rows of a batch
 MQAR = [(64, 4), (128, 8), (256, 16), (512, 64)]
-BLANK = 0
 
 # Options that bring each memory to BYTES. The largest learning rate that trained is used: 1e-2, unless it is named below.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -87,49 +87,6 @@ def made(name: str) -> Memory:
 
 
 NAMES = [*OPTIONS, *MADE]
-Stream = tuple[Tensor, Tensor]  # tokens [B, T] and wanted answers [B, T], -1 where nothing is asked
-
-
-def pairs(rows: int, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    half = VOCABULARY // 2
-    keys = torch.rand(rows, half - 1, generator=g).topk(n).indices + 1
-    return keys, half + torch.rand(rows, half, generator=g).topk(n).indices
-
-
-def filler(rows: int, steps: int, noise: bool, g: torch.Generator) -> Tensor:
-    if noise:
-        return torch.randint(1, VOCABULARY, (rows, steps), generator=g)
-    return torch.full((rows, steps), BLANK)
-
-
-def mqar(rows: int, steps: int, n: int, noise: bool, g: torch.Generator) -> Stream:
-    keys, values = pairs(rows, n, g)
-    tokens, wanted = filler(rows, steps, noise, g), torch.full((rows, steps), -1)
-    tokens[:, 0 : 2 * n : 2], tokens[:, 1 : 2 * n : 2] = keys, values
-    places = torch.arange(1, (steps - 2 * n) // 2 + 1).double() ** (0.01 - 1)
-    at = 2 * n + 2 * torch.multinomial(places.expand(rows, -1), n, generator=g)
-    return tokens.scatter(1, at, keys), wanted.scatter(1, at, values)
-
-
-def asked(parts: list[Tensor], keys: Tensor, values: Tensor) -> Stream:
-    """The parts one after the other, then every key as a question, with a blank after each."""
-    questions = torch.stack([keys, torch.full_like(keys, BLANK)], -1).flatten(1)
-    answers = torch.stack([values, torch.full_like(keys, -1)], -1).flatten(1)
-    before = torch.cat(parts, 1)
-    return torch.cat([before, questions], 1), torch.cat([torch.full_like(before, -1), answers], 1)
-
-
-def delayed(rows: int, n: int, delay: int, g: torch.Generator) -> Stream:
-    """N pairs, then `delay` random tokens, then the questions."""
-    keys, values = pairs(rows, n, g)
-    return asked([torch.stack([keys, values], -1).flatten(1), filler(rows, delay, True, g)], keys, values)
-
-
-def gapped(rows: int, n: int, gap: int, g: torch.Generator) -> Stream:
-    """`gap` random tokens before every pair."""
-    keys, values = pairs(rows, n, g)
-    noise = filler(rows, n * gap, True, g).view(rows, n, gap)
-    return asked([torch.cat([noise, keys[..., None], values[..., None]], -1).flatten(1)], keys, values)
 
 
 class Model(nn.Module):

@@ -15,6 +15,7 @@ from nestmem.caching import Cached
 from nestmem.compose import Context, Gated, Stack
 from nestmem.consolidation import average_, distill, hebb, replay, reptile
 from nestmem.errors import UserError
+from nestmem.fed import nested_fed
 from nestmem.hope import SelfModifying
 from nestmem.memory import miras
 from nestmem.memory.attention import Window
@@ -105,6 +106,7 @@ __all__ = [
     "hebb",
     "memories",
     "miras",
+    "nested_fed",
     "register",
     "replay",
     "reptile",
