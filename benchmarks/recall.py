@@ -49,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tensor_product": {"key_code": 16},
     "leaky": {"hidden": 1024},
     "nested_leaky": {"hidden": 256, "units": 256},
+    "nested_fed": {"hidden": 32, "key_size": 14, "decay": "none", "units": 0},
     "titans": {"depth": 2, "hidden": 4, "key_size": 16, "chunk": 4},
     "moneta": {"depth": 2, "hidden": 6, "key_size": 16, "chunk": 4},
     "yaad": {"depth": 2, "hidden": 6, "key_size": 16, "chunk": 4},
