@@ -43,9 +43,12 @@ class Agent(nn.Module):
 
     informed: the critic, and it alone, is told in training what one who knows the task gets (asymmetric actor-critic, Pinto et
     al. 2018). Most of what a trial returns is the luck of its task; a baseline that knows it leaves what the policy did.
+    infer: beside acting, what the memory answers is to tell the hidden task (Humplik et al. 2019), which training knows.
     """
 
-    def __init__(self, env: Trials, make_memory: MakeMemory, width: int = 64, informed: bool = False):
+    def __init__(
+        self, env: Trials, make_memory: MakeMemory, width: int = 64, informed: bool = False, infer: bool = False
+    ):
         super().__init__()
         self.informed = informed
         space, action = env.single_observation_space, env.single_action_space
@@ -56,8 +59,9 @@ class Agent(nn.Module):
             case MultiBinary():
                 self.size, content = int(np.prod(space.shape)), max(int(np.prod(space.shape)) - env.cue, 1)
             case Box(shape=(n,)):
-                self.size, content = int(n), width
+                self.size, content = int(n) - env.cue, width
                 self.normal, self.encode = Normalizer(self.size), nn.Linear(self.size, width)
+                self.pay = Normalizer(1, center=False)  # what is paid for nothing stays zero
             case _:
                 raise UserError(f"env: expected discrete, binary or flat real observations, got {space}")
         match action:
@@ -66,6 +70,10 @@ class Agent(nn.Module):
             case Box(shape=(n,)):
                 self.actions, self.discrete = int(n), False
                 self.log_std = nn.Parameter(torch.full((self.actions,), -0.5))
+                self.low: Tensor
+                self.high: Tensor
+                self.register_buffer("low", torch.as_tensor(action.low), persistent=False)
+                self.register_buffer("high", torch.as_tensor(action.high), persistent=False)
             case _:
                 raise UserError(f"env: expected discrete or flat real actions, got {action}")
         self.fields = Fields(content, env.cue, width, labels=False)
@@ -79,6 +87,7 @@ class Agent(nn.Module):
         self.memory = make_memory(self.fields)
         features = self.fields.width + width
         self.policy, self.value = head(features, width, self.actions), head(features + informed, width, 1)
+        self.guess = nn.Linear(2 * width, env.hidden_size) if infer else None
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)
 
@@ -92,7 +101,9 @@ class Agent(nn.Module):
             if self.size == self.fields.cue:  # nothing but a cue: the content is always the same
                 observation = F.pad(observation, (1, 0), value=1.0)
         else:
-            observation = self.encode(self.normal(observation)).tanh()
+            observation, cue = observation.split([self.size, self.fields.cue], -1)
+            observation = torch.cat([self.encode(self.normal(observation)).tanh(), cue], -1)
+            seen = seen._replace(paid=self.pay(seen.paid))
         led_to = observation[..., : self.reached] * (seen.before != 0).any(-1, keepdim=True)
         outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended, led_to], -1))
         return torch.cat([observation, outcome], -1)
@@ -100,18 +111,27 @@ class Agent(nn.Module):
     def judge(self, tokens: Tensor, answer: Tensor, known: Tensor) -> tuple[Distribution, Tensor]:
         """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
         shown = self.fields.content + self.fields.cue
-        said = self.fields.split(answer)[2]
-        direction = said / (said.square().mean(-1, keepdim=True) + 1).sqrt()
-        features = torch.cat([tokens[..., :shown], direction, said.sign() * said.abs().log1p()], -1)
+        features = torch.cat([tokens[..., :shown], self.told(answer)], -1)
         given, value = self.policy(features), self.value(torch.cat([features, known], -1))[..., 0]
         if self.discrete:
             return Categorical(logits=given, validate_args=False), value
         return Independent(Normal(given, self.log_std.exp(), validate_args=False), 1, validate_args=False), value
 
+    def told(self, answer: Tensor) -> Tensor:
+        """Direction and logarithm of an answer [..., D]: [..., 2 V]."""
+        said = self.fields.split(answer)[2]
+        direction = said / (said.square().mean(-1, keepdim=True) + 1).sqrt()
+        return torch.cat([direction, said.sign() * said.abs().log1p()], -1)
+
     def forward(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """Whole trials [N, T, ...] in one pass of the memory. reset [N, T]: where what lives only for an episode is cleared."""
+        return self.whole(seen, reset)[:2]
+
+    def whole(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor, Tensor]:
+        """`forward`, and what the memory answered [N, T, D]."""
         tokens = self.tokens(seen)
-        return self.judge(tokens, self.memory(tokens, reset=reset)[0], seen.known)
+        answer = self.memory(tokens, reset=reset)[0]
+        return *self.judge(tokens, answer, seen.known), answer
 
     def step(self, seen: Seen, state: State) -> tuple[Distribution, Tensor, State]:
         """One step of every trial [N, ...]."""
@@ -119,9 +139,19 @@ class Agent(nn.Module):
         answer, state, _ = self.memory.run(tokens[:, None], state)
         return *self.judge(tokens, answer[:, 0], seen.known), state
 
+    def see(self, seen: Seen) -> None:
+        """Take real observations and what was paid into account in how they are normalised from now on."""
+        if self.kind is Box:
+            self.normal.see(seen.observation[..., : self.size])
+            self.pay.see(seen.paid)
+
     def encoded(self, actions: Tensor) -> Tensor:
         """Actions [...] or [..., A] as the next token says them: [..., A]."""
-        return F.one_hot(actions, self.actions).float() if self.discrete else actions
+        return F.one_hot(actions, self.actions).float() if self.discrete else self.bounded(actions)
+
+    def bounded(self, actions: Tensor) -> Tensor:
+        """Real actions as they are carried out: the policy may draw what lies beyond the bounds."""
+        return actions if self.discrete else actions.clamp(self.low, self.high)
 
     def observed(self, observation: Array, device: torch.device) -> Tensor:
         """Observations of an env, [N] or [N, O], as a tensor [N, O]."""
@@ -134,15 +164,15 @@ def head(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 class Normalizer(nn.Module):
     """Running mean and variance of real observations, saved with the model. They change between updates only, so that what a
-    policy did and what is learned from it rest on the same numbers."""
+    policy did and what is learned from it rest on the same numbers. center=False: divide by the root of the mean square alone."""
 
     count: Tensor
     mean: Tensor
     square: Tensor
 
-    def __init__(self, size: int, clip: float = 10.0):
+    def __init__(self, size: int, clip: float = 10.0, center: bool = True):
         super().__init__()
-        self.clip = clip
+        self.clip, self.center = clip, center
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(size, dtype=torch.float64))  # sum of squared deviations
@@ -150,8 +180,10 @@ class Normalizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.count:
             return x.clamp(-self.clip, self.clip)
-        std = (self.square / self.count).sqrt() + 1e-6
-        return ((x - self.mean) / std).float().clamp(-self.clip, self.clip)
+        variance = self.square / self.count
+        if self.center:
+            return ((x - self.mean) / (variance.sqrt() + 1e-6)).float().clamp(-self.clip, self.clip)
+        return (x / ((variance + self.mean.square()).sqrt() + 1e-6)).float().clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:

@@ -29,19 +29,28 @@ class Rollout(NamedTuple):
     values: Tensor  # [N, T]
     rewards: Tensor  # [N, T]
     reset: Tensor | None
+    hidden: Tensor  # [N, T, H] what the task was, if the agent is to infer it; else [N, T, 0]
+    success: Tensor  # [N, T] whether the goal was met, in families that have one; else zero
 
     def rows(self, index: Tensor) -> Rollout:
         seen = Seen(*(part[index] for part in self.seen))
         reset = None if self.reset is None else self.reset[index]
-        return Rollout(seen, *(part[index] for part in self[1:5]), reset)
+        return Rollout(seen, *(part[index] for part in self[1:5]), reset, self.hidden[index], self.success[index])
 
 
 @torch.no_grad()
 def collect(
-    agent: Agent, env: Trials, clear: str, generator: torch.Generator, seed: int | None = None, greedy: bool = False
+    agent: Agent,
+    env: Trials,
+    clear: str,
+    generator: torch.Generator,
+    seed: int | None = None,
+    greedy: bool = False,
+    blind: bool = False,
 ) -> Rollout:
     """New tasks (those of `seed`, if given), one whole trial of each. clear: "episode" resets, where an episode begins, what
-    lives only for an episode; "task" keeps everything to the end of the trial. greedy: the likeliest action."""
+    lives only for an episode; "task" keeps everything to the end of the trial. greedy: the likeliest action. Controls: blind,
+    rewards are not told; clear="all", every episode begins as the first did."""
     device = next(agent.parameters()).device
     observation, _ = env.reset(seed=seed)
     n = env.num_envs
@@ -53,12 +62,17 @@ def collect(
     seen = Seen(agent.observed(observation, device), before, nothing, nothing, known[:, 0])
     state = agent.memory.initial_state(n)
     steps, taken, log_probs, values, rewards = [], [], [], [], []
-    resets = []
-    for _ in range(env.steps):
+    resets, hidden, success = [], [], []
+    for t in range(env.steps):
         begins = seen.ended[:, 0] > 0
         resets.append(begins)
         if clear == "episode" and bool(begins.any()):
             state = agent.memory.reset(state, begins)
+        if clear == "all" and t % env.horizon == 0:
+            state, seen = agent.memory.initial_state(n), seen._replace(before=before, paid=nothing, ended=nothing)
+        if agent.guess is not None and t % env.horizon == 0:
+            task = torch.as_tensor(env.hidden(), dtype=torch.float32, device=device)
+        hidden.append(known[:, 0, :0] if agent.guess is None else task)
         policy, value, state = agent.step(seen, state)
         if greedy:
             action = policy.mode
@@ -71,20 +85,22 @@ def collect(
         taken.append(action)
         log_probs.append(policy.log_prob(action))
         values.append(value)
-        observation, reward, ended, _, _ = env.step(action.cpu().numpy())
+        observation, reward, ended, _, _ = env.step(agent.bounded(action).cpu().numpy())
+        success.append(torch.zeros(n) if env.success is None else torch.as_tensor(env.success, dtype=torch.float32))
         paid = torch.as_tensor(reward, device=device)
         rewards.append(paid)
         over = torch.as_tensor(ended, dtype=torch.float32, device=device)
         seen = Seen(
             agent.observed(observation, device),
             agent.encoded(action),
-            paid[:, None],
+            nothing if blind else paid[:, None],
             over[:, None],
             known[:, env.episode],
         )
     whole = Seen(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
     reset = torch.stack(resets, 1) if clear == "episode" else None
-    return Rollout(whole, *(torch.stack(parts, 1) for parts in (taken, log_probs, values, rewards)), reset)
+    done, told = torch.stack(success, 1).to(device), torch.stack(hidden, 1)
+    return Rollout(whole, *(torch.stack(p, 1) for p in (taken, log_probs, values, rewards)), reset, told, done)
 
 
 def advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
@@ -118,19 +134,20 @@ def linear_values(observation: Tensor, rewards: Tensor, gamma: float, ridge: flo
 
 
 class Terms(NamedTuple):
-    """Weights of the loss. scale: of returns; the value head says returns in this unit."""
+    """Weights of the loss. scale: of returns; the value head says returns in this unit. infer: of telling the task."""
 
     clip: float
     entropy: float
     value: float
     scale: float
+    infer: float = 0.0
 
 
 def loss(
     agent: Agent, part: Rollout, advantage: Tensor, target: Tensor, terms: Terms
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of some trials and metrics. advantage, target [N, T]; target is in units of terms.scale."""
-    policy, values = agent(part.seen, part.reset)
+    policy, values, answer = agent.whole(part.seen, part.reset)
     change = policy.log_prob(part.actions) - part.log_probs
     ratio = change.exp()
     clipped = ratio.clamp(1 - terms.clip, 1 + terms.clip)
@@ -143,4 +160,8 @@ def loss(
         "kl": (ratio - 1 - change).mean().detach(),  # Schulman's estimate, never negative
         "clipped": (clipped != ratio).float().mean(),
     }
-    return terms.value * error - gain - terms.entropy * entropy, metrics
+    total = terms.value * error - gain - terms.entropy * entropy
+    if agent.guess is not None:
+        missed = (agent.guess(agent.told(answer)) - part.hidden).square().mean()
+        total, metrics["task_error"] = total + terms.infer * missed, missed.detach()
+    return total, metrics

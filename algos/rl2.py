@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from algos import checkpoint, figures, ppo
+from algos import checkpoint, figures, goal_trials, ppo
 from algos.agent import Agent
 from algos.checkpoint import below
 from algos.parts import drawn, memory
@@ -30,6 +30,8 @@ from envs.bandit_baselines import bandit_rewards, barcode_rewards
 from envs.bandits import Bandits, Barcodes
 from envs.mdp_baselines import mdp_rewards
 from envs.mdps import MDPs
+from envs.meta_world import MetaWorld
+from envs.meta_world_sweeps import open_loop
 from envs.trials import Array, Trials
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
@@ -40,19 +42,21 @@ POINTS = 50  # at most, of a line
 
 
 class RL2Problem:
-    """An agent on trials. make_env(n): n trials side by side; others: rewards of known policies on the tasks of a seed."""
+    """An agent on trials. make_env(n, split, **changes): n trials side by side; others: rewards of known policies on the tasks of
+    a seed, with successes where a family has them. protocol: episodes to adapt in and to score, and steps of the longer ones."""
 
-    measure, counted = "return", "trials"
+    counted = "trials"
 
     def __init__(
         self,
         agent: Agent,
-        make_env: Callable[[int], Trials],
-        others: Callable[[Trials, int], dict[str, Array]],
+        make_env: Callable[..., Trials],
+        others: Callable[[Trials, int], dict[str, Any]],
         algo: DictConfig,
         options: DictConfig,
         seeds: dict[str, int],
         device: torch.device,
+        protocol: tuple[int, int, int] = (10, 3, 500),
     ):
         if not 1 <= algo.minibatches <= options.tasks:
             raise UserError(f"algo.minibatches: expected 1 to trainer.tasks ({options.tasks}), got {algo.minibatches}")
@@ -64,12 +68,15 @@ class RL2Problem:
                 raise UserError(f"algo.{name}: expected 0 to 1, got {algo[name]}")
         self.learner, self.make_env, self.others = agent, make_env, others
         self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
+        self.protocol = protocol
         self.env = make_env(options.tasks)
+        self.measure = "return" if self.env.success is None else "success"
         self.env.reset(seed=seeds["train"])  # its random numbers go on from here
         self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
         longest = self.env.steps if algo.gamma == 1 else min(self.env.steps, 1 / (1 - algo.gamma))
         critic = algo.baseline != "linear"
-        self.terms = ppo.Terms(algo.clip, algo.entropy, algo.value if critic else 0.0, float(longest))
+        scale = float(longest) * self.env.unit
+        self.terms = ppo.Terms(algo.clip, algo.entropy, algo.value if critic else 0.0, scale, algo.infer)
 
     def update(self, optimize: Optimize) -> dict[str, float]:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""
@@ -92,10 +99,14 @@ class RL2Problem:
             last = steps[-algo.minibatches :]
             if algo.max_kl and sum(step["kl"] for step in last) / len(last) > algo.max_kl:
                 break
-        if (normal := getattr(self.learner, "normal", None)) is not None:
-            normal.see(found.seen.observation)
+        self.learner.see(found.seen)
         metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        return metrics | {"reward": float(found.rewards.mean()), "explained": float(explained)}
+        metrics |= {"reward": float(found.rewards.mean()), "explained": float(explained)}
+        if self.env.success is not None:
+            ends = goal_trials.played(found.rewards.cpu().numpy(), found.success.cpu().numpy(), self.env.episodes)
+            metrics |= {"any_step": 100 * float(ends.any.mean()), "last_step": 100 * float(ends.last.mean())}
+            metrics["restarts"] = float(self.env.restarts)
+        return metrics
 
     def validate(self) -> Judged:
         return self.judge("val", self.options.eval_tasks, thorough=False)
@@ -105,15 +116,24 @@ class RL2Problem:
 
     def evaluate(self, split: str, trials: int, greedy: bool = False) -> tuple[Trials, Array]:
         """The tasks of a split, always the same ones, and rewards [N, T] on them."""
-        env, seed = self.make_env(trials), self.seeds[split]
+        env, found = self.play(split, trials, greedy)
+        return env, found.rewards.cpu().numpy()
+
+    def play(
+        self, split: str, trials: int, greedy: bool = False, blind: bool = False, clear: str = "", **changes: int
+    ) -> tuple[Trials, ppo.Rollout]:
+        """Trials of a split; see `ppo.collect` for what can be different from training, and `make_env` for changes of sizes."""
+        env, seed = self.make_env(trials, split, **changes), self.seeds[split]
         generator = torch.Generator(self.device).manual_seed(seed)
         self.learner.eval()
-        found = ppo.collect(self.learner, env, self.algo.clear, generator, seed, greedy)
+        found = ppo.collect(self.learner, env, clear or self.algo.clear, generator, seed, greedy, blind)
         self.learner.train()
-        return env, found.rewards.cpu().numpy()
+        return env, found
 
     def judge(self, split: str, trials: int, thorough: bool) -> Judged:
         """thorough: also the likeliest actions, and the policies to compare with."""
+        if self.env.success is not None:
+            return goal_trials.judge(self, split, trials, thorough)
         env, rewards = self.evaluate(split, trials)
         best = float(env.known().sum(1).mean())
         score = mean_interval(100 * rewards.sum(1) / best)
@@ -170,13 +190,21 @@ FAMILIES: dict[str, tuple[Callable[..., Trials], Callable[..., dict[str, Array]]
     "bandits": (Bandits, bandit_rewards),
     "barcodes": (Barcodes, barcode_rewards),
     "mdps": (MDPs, mdp_rewards),
+    "metaworld": (MetaWorld, open_loop),
 }
+HELD_OUT = ("metaworld",)  # families whose splits have tasks of their own, where others draw new ones
+PROTOCOL = ("adapt", "scored", "test_horizon")
 
 
-def maker(env: DictConfig) -> Callable[[int], Trials]:
-    """trials -> that many trials of the configured family."""
-    sizes = {str(k): v for k, v in OmegaConf.to_container(env).items() if k != "name"}
-    return lambda trials: FAMILIES[env.name][0](trials, **sizes)
+def maker(env: DictConfig) -> Callable[..., Trials]:
+    """(trials, split, **changes) -> that many trials of the configured family, of other sizes where changes say so."""
+    sizes = {str(k): v for k, v in OmegaConf.to_container(env).items() if k not in ("name", *PROTOCOL)}
+
+    def make(trials: int, split: str = "train", **changes: int) -> Trials:
+        held_out = {"split": split} if env.name in HELD_OUT else {}
+        return FAMILIES[env.name][0](trials, **(sizes | changes | held_out))
+
+    return make
 
 
 def learner(config: DictConfig) -> Agent:
@@ -184,7 +212,10 @@ def learner(config: DictConfig) -> Agent:
     informed = config.algo.baseline == "informed"
     with drawn(config):
         env = maker(config.env)(1)
-        made = Agent(env, lambda fields: memory(config, fields.width, fields), config.algo.width, informed)
+        infer = bool(config.algo.infer)
+        if infer and not env.hidden_size:
+            raise UserError("algo.infer: expected 0, as this env has no hidden task to tell in numbers")
+        made = Agent(env, lambda fields: memory(config, fields.width, fields), config.algo.width, informed, infer)
     if config.algo.start:
         found, _ = checkpoint.read(Path(config.algo.start))
         try:
@@ -200,5 +231,5 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
     """The problem of a configuration with algo=rl2."""
     return RL2Problem(
         learner(config).to(device), maker(config.env), FAMILIES[config.env.name][1],
-        config.algo, config.trainer, seeds, device,
+        config.algo, config.trainer, seeds, device, tuple(config.env[k] for k in PROTOCOL if k in config.env) or (10, 3, 500),
     )  # fmt: skip

@@ -47,6 +47,7 @@ class MetaWorld(Simulated):
     training, trials go through the goals in order. goals: of each task and split. seed: of the goals."""
 
     unit = 10.0
+    hidden_size = 3
 
     def __init__(
         self,
@@ -81,7 +82,8 @@ class MetaWorld(Simulated):
         self.names = names(benchmark, task, split)
         self.tasks, self.visits, self.drift, self.cue, self.split = tasks, visits, drift, bits, split
         self.stay = episodes  # episodes of a visit
-        self.pool = {name: draw(name, split, goals, seed) for name in self.names}
+        self.revisits = tasks * visits > 1
+        self.goals, self.goal_seed = goals, seed
         low, high = np.full(OBSERVED + bits, -np.inf, np.float32), np.full(OBSERVED + bits, np.inf, np.float32)
         actions = Box(-1.0, 1.0, (4,), np.float32)
         super().__init__(
@@ -92,15 +94,16 @@ class MetaWorld(Simulated):
 
     def sample(self) -> None:
         rng, n = self.np_random, self.num_envs
+        pool = {name: draw(name, self.split, self.goals, self.goal_seed) for name in self.names}
         self.tasks_of: list[list[Task]] = []
         for row in range(n):
             # Names go round over rows and over the tasks of a trial, so that a batch has as much of each as can be.
             mine = [self.names[(row * self.tasks + i) % len(self.names)] for i in range(self.tasks)]
             if self.split == "train":
-                picked = [self.pool[name][rng.integers(len(self.pool[name]))] for name in mine]
+                picked = [pool[name][rng.integers(self.goals)] for name in mine]
             else:
                 turn = [(row * self.tasks + i) // len(self.names) for i in range(self.tasks)]
-                picked = [self.pool[name][k % len(self.pool[name])] for name, k in zip(mine, turn, strict=True)]
+                picked = [pool[name][k % self.goals] for name, k in zip(mine, turn, strict=True)]
             self.tasks_of.append(picked)
         visits = np.tile(np.repeat(np.arange(self.tasks), self.visits), (n, 1))
         self.order = rng.permuted(visits, axis=1)  # [N, visits of a trial]
@@ -131,6 +134,13 @@ class MetaWorld(Simulated):
         codes = self.codes[self.rows, self.order[:, self.visit]]
         bits = 2 * (codes[:, None] >> np.arange(self.cue) & 1) - 1
         return np.concatenate([self.seen, bits.astype(np.float32)], 1)
+
+    def hidden(self) -> Array:
+        """Where the goal is, from the middle of where it can be."""
+        spaces = [scratch(self.task(row).name)._random_reset_space for row in range(self.num_envs)]  # noqa: SLF001
+        ends = np.array([[space.low[-3:], space.high[-3:]] for space in spaces])
+        goals = np.array([self.task(row).vector[-3:] for row in range(self.num_envs)])
+        return 2 * (goals - ends.mean(1)) / np.maximum(ends[:, 1] - ends[:, 0], 1e-3)
 
     def title(self, row: int) -> str:
         return f"{self.task(row).name}, goal {np.round(self.task(row).vector[-3:], 3).tolist()}"

@@ -30,14 +30,16 @@ class Trials(VectorEnv[Array, Array, Array]):
 
     trials: N. episodes, horizon: of a trial. observation, action: spaces of one trial. Discrete observations are one-hot for a
     learner, binary ones -1 or 1, real ones normalised. cue: how many numbers, the last of an observation, name the task.
-    unit: a large reward. success [N]: whether the last step met the goal, in families that have one.
+    unit: a large reward. success [N]: whether the last step met the goal, in families that have one. hidden_size: of `hidden`.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012  (as gymnasium has it)
     cue = 0
     unit = 1.0
     success: Array | None = None
+    hidden_size = 0
     restarts = 0  # of simulators that failed
+    revisits = False  # whether a trial has several tasks, to which it returns
 
     def __init__(self, trials: int, episodes: int, horizon: int, observation: Space[Any], action: Space[Any]):
         for name, value in (("trials", trials), ("episodes", episodes), ("horizon", horizon)):
@@ -66,6 +68,10 @@ class Trials(VectorEnv[Array, Array, Array]):
     def known(self) -> Array:
         """Expected return of each episode for one who knows the task and acts best: [N, episodes]."""
         raise NotImplementedError
+
+    def hidden(self) -> Array:
+        """What the task is now, in numbers of about -1 to 1 that are kept from the learner: [N, hidden_size]."""
+        return np.zeros((self.num_envs, 0))
 
     @property
     def episode(self) -> int:

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from envs import meta_world
+from envs import meta_world, meta_world_sweeps
 from envs.meta_world import OBSERVED, MetaWorld, moved
 from envs.simulated import PATIENCE
 from nestmem.errors import UserError
@@ -55,15 +55,15 @@ def test_goals_of_training_validation_and_test_never_meet():
         assert seen <= {tuple(task.vector[-3:]) for task in meta_world.draw("reach-v3", split, GOALS, 0)}
     assert len(played["train"]) > 4 and len(played["val"]) == len(played["test"]) == 4
     assert not played["train"] & played["test"] and not played["train"] & played["val"] | played["val"] & played["test"]
-    assert (meta_world.draw("reach-v3", "train", GOALS, 1)[0].vector != env.pool["reach-v3"][0].vector).any()
+    assert (meta_world.draw("reach-v3", "train", GOALS, 1)[0].vector != env.task(0).vector).any()
 
 
 def test_held_out_trials_go_through_the_goals_in_order_and_training_draws_them():
     env = reach(GOALS, split="test", horizon=1, episodes=1)
     env.reset(seed=0)
-    assert [env.task(row) for row in range(GOALS)] == list(env.pool["reach-v3"])
+    assert [env.task(row) for row in range(GOALS)] == list(meta_world.draw("reach-v3", "test", GOALS, 0))
     env.reset()
-    assert [env.task(row) for row in range(GOALS)] == list(env.pool["reach-v3"])
+    assert [env.task(row) for row in range(GOALS)] == list(meta_world.draw("reach-v3", "test", GOALS, 0))
 
 
 def test_a_kept_start_is_what_the_package_resets_to():
@@ -154,6 +154,16 @@ def test_ml10_deals_its_tasks_over_the_trials():
     env.reset(seed=0)
     assert [env.task(row).name for row in range(5)] == test
     assert np.isfinite(steps(env, 2)).all()
+
+
+def test_a_blind_sweep_meets_goals_without_adapting():
+    env = MetaWorld(6, split="test", goals=6, horizon=60, episodes=2)
+    found = meta_world_sweeps.open_loop(env, seed=0)
+    assert found.keys() == {f"{name}, {n} steps" for name in ("the middle", "a blind sweep") for n in (60, 500)}
+    rewards, success = found["a blind sweep, 500 steps"]
+    assert rewards.shape == (6, 500) and (success.max(1) > 0).mean() >= 5 / 6 and success[:, -1].mean() <= 0.5
+    assert ((rewards >= 10) == (success > 0)).all()
+    assert meta_world_sweeps.open_loop(MetaWorld(1, task="push-v3"), seed=0) == {}
 
 
 class Faulty(MetaWorld):

@@ -1,0 +1,113 @@
+"""RL^2 on Meta-World: a run from the command line, resuming bit for bit, and an evaluator that counts every goal alike."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from algos import build, goal_trials
+from algos.config import configure
+from algos.trainer import Trainer
+from envs.meta_world import MetaWorld
+from nestmem.cli import main
+from nestmem.errors import UserError
+
+SMALL = [
+    "experiment=ml1_reach", "memory.hidden=8", "algo.width=8", "algo.epochs=2", "algo.minibatches=2", "env.goals=4",
+    "env.episodes=2", "env.horizon=5", "env.adapt=1", "env.scored=1", "env.test_horizon=7", "trainer.steps=4", "trainer.tasks=4",
+    "trainer.eval_tasks=2", "trainer.test_tasks=3", "trainer.eval_every=2", "trainer.checkpoint_every=2", "trainer.keep=100",
+]  # fmt: skip
+RECURRING = [
+    *SMALL, "experiment=ml1_recurring", "env.tasks=2", "env.visits=2", "env.episodes=1", "env.bits=3", "env.drift=0.01",
+]  # fmt: skip
+
+
+def fitted(run, options):
+    config = configure([*options, f"run={run}"])
+    return Trainer(config, build.problem(config), resume=(run / "checkpoints").is_dir()).fit()
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *SMALL, "algo.infer=0.5", f"run={run}"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["measure"] == "success" and result["n"] == 3 and 0 <= result["score"] <= 100
+    parts = ("", ", rewards not told", ", reset in every episode", ", likeliest actions", ", 7 steps")
+    assert {f"success at the last step, %{part}" for part in parts} < result["numbers"].keys()
+    assert {"success at any step, %, a blind sweep, 5 steps", "return, scored over first episode"} < result[
+        "numbers"
+    ].keys()
+    assert len(result["lines"]["adaptation_in_trial_reset"]["points"]) == 2
+    rows = (run / "scalars.jsonl").read_text()
+    assert all(f'"{tag}"' in rows for tag in ("val/success", "train/restarts", "train/any_step", "train/task_error"))
+    held = load_file(run / "checkpoints/step-00000004/tensors.safetensors")
+    assert held["learner.normal.count"] == held["learner.pay.count"] == 4 * 4 * 10
+
+
+@pytest.mark.parametrize("options", [SMALL, RECURRING], ids=["reach", "recurring"])
+def test_interrupted_and_resumed_is_uninterrupted(options, tmp_path):
+    whole = fitted(tmp_path / "whole", options)
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for folder in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(folder)
+    resumed = fitted(run, options)
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    last = "checkpoints/step-00000004/tensors.safetensors"
+    a, b = load_file(tmp_path / "whole" / last), load_file(run / last)
+    assert a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
+    if options is RECURRING:
+        assert whole["axes"].keys() == {"adaptation", "retention"}
+
+
+class Oracle:
+    """Goes straight to the goal in a share of the trials, and rests in the others."""
+
+    def __init__(self, able):
+        self.able = able
+
+    def play(self, split, trials, **changes):
+        env = MetaWorld(trials, goals=trials, split=split, episodes=3, horizon=60, **changes)
+        env.reset(seed=0)
+        rewards, success = [], []
+        for _ in range(env.steps):
+            goals = np.stack([sim._target_pos - sim.tcp_center for sim in env.sims])
+            actions = np.column_stack(
+                [np.where(np.arange(trials)[:, None] < self.able, goals / 0.02, 0), -np.ones(trials)]
+            )
+            rewards.append(env.step(actions.clip(-1, 1))[1])
+            success.append(env.success.astype(float))
+        return env, SimpleNamespace(
+            rewards=torch.tensor(np.stack(rewards, 1)), success=torch.tensor(np.stack(success, 1))
+        )
+
+
+def test_success_is_the_share_of_goals_that_are_reached():
+    """However fast they are: counting the first episodes that finish reports 100 % for three goals in ten (Meta-World 3.1.1)."""
+    _, found = goal_trials.play(Oracle(able=3), "test", 10)
+    numbers = goal_trials.table(found, scored=2)
+    assert numbers["success at any step, %"].mean == numbers["success at the last step, %"].mean == 30
+    assert numbers["success at any step, %"].n == 10
+
+
+def test_success_at_any_step_and_at_the_last():
+    success = np.array([[0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]], float)
+    found = goal_trials.played(np.ones((2, 6)), success, episodes=2)
+    assert (
+        (found.any == [[1, 1], [0, 1]]).all() and (found.last == [[0, 1], [0, 0]]).all() and (found.returns == 3).all()
+    )
+
+
+def test_returns_by_visit():
+    env = SimpleNamespace(order=np.array([[0, 1, 1, 0]]), stay=2, visits=2)
+    returns = np.array([[1.0, 1, 2, 2, 5, 5, 9, 9]])
+    assert (goal_trials.visits(env, returns) == [[1.5, 7]]).all()
+
+
+def test_a_family_without_a_hidden_task_cannot_infer_one(tmp_path):
+    config = configure(["experiment=bandit10", "algo.infer=1", f"run={tmp_path}"])
+    with pytest.raises(UserError, match=r"algo.infer: expected 0"):
+        build.problem(config)
