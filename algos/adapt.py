@@ -57,10 +57,10 @@ class FastHead(nn.Module):
         """A document begins in the rows `done` [B], with no fast weights."""
         return where_rows(done, self.initial_state(len(done)), state)
 
-    def forward(self, hidden: Tensor, tokens: Tensor, readout: nn.Linear, state: HeadState) -> tuple[Tensor, HeadState]:
-        """hidden [B, T, D] and the tokens [B, T] they saw: logits [B, T, V] of what follows."""
+    def forward(self, hidden: Tensor, tokens: Tensor, slow: Tensor, state: HeadState) -> tuple[Tensor, HeadState]:
+        """hidden [B, T, D], the tokens [B, T] they saw, and what is said without fast weights [B, T, V]: logits [B, T, V]."""
         steps, first = hidden.shape[1], -int(state.step[0]) % self.chunk
-        slow, known = readout(hidden), (tokens < self.vocabulary)[..., None]  # the token before a document says nothing
+        known = (tokens < self.vocabulary)[..., None]  # the token before a document says nothing
         came = F.one_hot(tokens.clamp(max=self.vocabulary - 1), self.vocabulary).to(hidden.dtype)
         rate = self.rate_out.exp() * self.rate_in.exp() / math.sqrt(self.width)  # [V, D]
         keep, pieces = self.keep.sigmoid(), []

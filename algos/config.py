@@ -379,6 +379,10 @@ class Decode:
     window: int = 0  # tokens of attention beside the memory; of a segment, for place=context and place=segments
     heads: int = 4  # of that attention
     tied: bool = False  # the readout is the embedding
+    orders: list[int] = field(
+        default_factory=list
+    )  # numbers of tokens by which it is looked up what followed; algos/episodes.py
+    bits: int = 15  # log2 of the slots of each order
     adapt: bool = False  # the readout goes on learning within a document; see algos/adapt.py
     chunk: int = 32  # tokens between two of its steps
     consolidate: float = 0.0  # share of it that the slow weights take over at a document's end

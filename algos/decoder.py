@@ -122,14 +122,18 @@ def layers(memory: Callable[[], Memory], width: int, algo: Any) -> Layers | Segm
 
 class DecoderState(NamedTuple):
     memory: State
-    head: State  # of what adapts to a document, () without it
+    episodes: State  # of what followed what in the document, () without them
+    head: State  # of the readout that adapts to it, () without one
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, readout. head: what turns hidden states into logits while it learns (`algos.adapt`), or None.
-    tied: the readout is the embedding, so that a token never seen as an answer can be given as one."""
+    """Embedding, layers, readout. head: a readout that learns while it reads (`algos.adapt`), or None. episodes: an exact memory of
+    what followed what (`algos.episodes`), or None. tied: the readout is the embedding, so that a token never seen as an answer can
+    be given as one."""
 
-    def __init__(self, vocabulary: int, layers: Layers | Segments, head: Any = None, tied: bool = False):
+    def __init__(
+        self, vocabulary: int, layers: Layers | Segments, head: Any = None, episodes: Any = None, tied: bool = False
+    ):
         super().__init__()
         self.vocabulary, self.d_model = vocabulary, layers.d_model
         self.embedding = nn.Embedding(vocabulary + 1, self.d_model)  # and the token before a document
@@ -137,18 +141,19 @@ class Decoder(nn.Module):
         self.layers, self.norm = layers, Scale(self.d_model)
         self.scale = nn.Parameter(torch.tensor(10 * self.d_model**-0.5)) if tied else None
         self.readout = nn.Identity() if tied else nn.Linear(self.d_model, vocabulary)
-        self.head = head
+        self.head, self.episodes = head, episodes
 
     def initial_state(self, batch_size: int) -> DecoderState:
-        head = () if self.head is None else self.head.initial_state(batch_size)
-        return DecoderState(self.layers.initial_state(batch_size), head)
+        extra = (() if part is None else part.initial_state(batch_size) for part in (self.episodes, self.head))
+        return DecoderState(self.layers.initial_state(batch_size), *extra)
 
     def reset(self, state: DecoderState, done: Tensor) -> DecoderState:
         """A document begins in the rows `done` [B]: nothing is left of the last one."""
         if not bool(done.any()):
             return state
         memory = self.layers.reset(state.memory, done, until="life")
-        return DecoderState(memory, () if self.head is None else self.head.reset(state.head, done))
+        extra = ((self.episodes, state.episodes), (self.head, state.head))
+        return DecoderState(memory, *(() if part is None else part.reset(held, done) for part, held in extra))
 
     def hidden(self, tokens: Tensor, memory: State) -> tuple[Tensor, State]:
         """Tokens [B, T] to what the readout sees of each [B, T, D], and the state of the memory after them."""
@@ -165,10 +170,13 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Tokens [B, T] to logits of what follows each [B, T, V], and the state after them."""
         hidden, memory = self.hidden(tokens, state.memory)
-        if self.head is None:
-            return self.answer(hidden), DecoderState(memory, ())
-        logits, head = self.head(hidden, tokens, self.readout, state.head)
-        return logits, DecoderState(memory, head)
+        logits, episodes, head = self.answer(hidden), state.episodes, state.head
+        if self.episodes is not None:
+            said, episodes = self.episodes(hidden, tokens, episodes)
+            logits = logits + said
+        if self.head is not None:
+            logits, head = self.head(hidden, tokens, logits, head)
+        return logits, DecoderState(memory, episodes, head)
 
     @torch.no_grad()
     def track(self, state: DecoderState) -> None:

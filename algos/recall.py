@@ -107,8 +107,10 @@ def drawer(env: DictConfig) -> tuple[Draw, int]:
 
 
 def learner(config: DictConfig) -> RecallLearner:
-    if config.algo.adapt:
-        raise UserError(f"algo.adapt: env={config.env.name} is asked for answers, not for text; expected false")
+    if config.algo.adapt or config.algo.orders:
+        raise UserError(
+            f"algo.adapt, algo.orders: env={config.env.name} asks for answers, not for text; expected neither"
+        )
     size = config.env.vocabulary
     if config.env.name == "recall" and config.env.kind == "grammar":
         size = drawer(config.env)[1]
@@ -116,8 +118,10 @@ def learner(config: DictConfig) -> RecallLearner:
 
 
 def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> RecallProblem:
+    made = learner(config)
     draw, size = drawer(config.env)
-    made = RecallLearner(text.decoder(config, size)) if config.env.name == WORDS else learner(config)
+    if size != made.memory.vocabulary:  # of books with few words
+        made = RecallLearner(text.decoder(config, size))
     return RecallProblem(made.to(device), draw, config.env, config.trainer, seeds, device)
 
 

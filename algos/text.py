@@ -23,6 +23,7 @@ from torch import Tensor
 from algos import figures, text_judge
 from algos.adapt import FastHead
 from algos.decoder import Decoder, cross_entropy, layers
+from algos.episodes import Episodes
 from algos.parts import drawn, memory
 from algos.problem import Judged, Metrics, Optimize
 from algos.stream import Piece, StreamLearner, StreamProblem
@@ -62,7 +63,8 @@ def decoder(config: DictConfig, size: int) -> Decoder:
         if algo.adapt and algo.tied:
             raise UserError("algo.tied: algo.adapt needs a readout of its own, expected false")
         head = FastHead(size, algo.width, algo.chunk, algo.consolidate) if algo.adapt else None
-        return Decoder(size, path, head, algo.tied)
+        episodes = Episodes(size, algo.width, list(algo.orders), algo.bits) if algo.orders else None
+        return Decoder(size, path, head, episodes, algo.tied)
 
 
 def learner(config: DictConfig) -> TextLearner:

@@ -75,7 +75,7 @@ class Phases:
         reached = [np.flatnonzero(curve <= level) for curve in smooth]
         if not len(reached[1]):
             return Undefined("the level of the first visit was not reached again")
-        return float((reached[0][0] + 1) / (reached[1][0] + 1))
+        return float((reached[0][0] + SMOOTH) / (reached[1][0] + SMOOTH))
 
     def _points(self) -> list[list[float]]:
         parts = np.array_split(np.arange(len(self.bits)), min(POINTS, max(len(self.bits), 1)))

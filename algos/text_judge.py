@@ -20,6 +20,7 @@ from torch import Tensor
 from algos.decoder import Decoder, DecoderState, cross_entropy
 from envs.documents import Document
 from envs.text import Text, held
+from nestmem.compose import Stack
 from nestmem.probes import Interval, Undefined, mean_interval
 
 FIRST = 1024  # tokens of the first bin; every later one reaches twice as far
@@ -73,11 +74,15 @@ def lesions(decoder: Decoder) -> list[str]:
     return ["cleared", "frozen", *(names if len(names) > 1 else [])]
 
 
-def parts(decoder: Decoder) -> list[str]:
-    """The decoder's layers of memory, and the head that learns, by name."""
-    made = [type(part).__name__ for part in getattr(decoder.layers, "parts", [])]
-    made += [] if decoder.head is None else [type(decoder.head).__name__]
-    return [f"{i + 1} {name}" for i, name in enumerate(made)]
+def parts(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    """Where in the state each memory lies, by name: the layers, those within a nested layer, and what learns beside them."""
+    places: list[tuple[str, tuple[int, ...]]] = []
+    for i, part in enumerate(getattr(decoder.layers, "parts", [])):
+        inner = list(part.parts) if isinstance(part, Stack) else []
+        places += [(type(p).__name__, (0, i, j)) for j, p in enumerate(inner)] or [(type(part).__name__, (0, i))]
+    for i, extra in enumerate((decoder.episodes, decoder.head)):
+        places += [] if extra is None else [(type(extra).__name__, (1 + i,))]
+    return {f"{i + 1} {name}": place for i, (name, place) in enumerate(places)}
 
 
 def _damaged(decoder: Decoder, state: DecoderState, lesion: str) -> DecoderState:
@@ -87,12 +92,16 @@ def _damaged(decoder: Decoder, state: DecoderState, lesion: str) -> DecoderState
     empty = decoder.initial_state(len(_first(state.memory)))
     if lesion == "cleared":
         return empty
-    index = [f"cleared: {name}" for name in parts(decoder)].index(lesion)
-    if index == len(state.memory):
-        return state._replace(head=empty.head)
-    memory = list(state.memory)
-    memory[index] = empty.memory[index]
-    return state._replace(memory=tuple(memory))
+    return _put(state, empty, parts(decoder)[lesion.removeprefix("cleared: ")])
+
+
+def _put(state: Any, empty: Any, place: tuple[int, ...]) -> Any:
+    """A state with the part at a place taken from another."""
+    if not place:
+        return empty
+    held = list(state)
+    held[place[0]] = _put(state[place[0]], empty[place[0]], place[1:])
+    return type(state)(*held) if hasattr(state, "_fields") else tuple(held)
 
 
 def _first(state: Any) -> Tensor:
