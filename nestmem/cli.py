@@ -19,6 +19,9 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem train --help                   groups, options and their defaults
   nestmem train resume=RUN               go on with an interrupted run, bit for bit on a CPU
   nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
+  nestmem eval RUN text=FILE [tokens=N]  bits per byte of any text, by a run of env=text, with the memory carried all along
+  nestmem generate RUN [prompt=TEXT file=FILE tokens=300 temperature=0.8 seed=0]
+                                         the prompt's continuation, after the memory has read FILE
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
                          [heads=means,gaussian,neighbours,gradient,cosine,nested encoder=trained|random shifts=0 oracle=EPOCHS]
                                          hundreds of Omniglot classes, one image at a time, on a run's encoder
@@ -81,13 +84,21 @@ def _eval(arguments: list[str]) -> int:
         del arguments[at : at + 2]
     if not arguments or "=" in arguments[0]:
         raise UserError("eval: expected the folder of a run first, as in: nestmem eval RUN ways=5")
-    result = _checkout("algos.jobs").evaluate(arguments[0], arguments[1:])
+    of_text = any(a.startswith("text=") for a in arguments[1:])
+    result = _checkout("algos.text_run" if of_text else "algos.jobs").evaluate(arguments[0], arguments[1:])
     if target:
         try:
             with open(target, "w", encoding="utf-8") as file:
                 json.dump(result, file, indent=1)
         except OSError as error:
             raise UserError(f"--json: cannot write {target} ({error.strerror})") from None
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    if not arguments or "=" in arguments[0]:
+        raise UserError("generate: expected the folder of a run first, as in: nestmem generate RUN prompt='It was'")
+    _checkout("algos.text_run").generate(arguments[0], arguments[1:])
     return 0
 
 
@@ -140,6 +151,7 @@ def _memories(arguments: list[str]) -> int:
 VERBS = {
     "train": _train,
     "eval": _eval,
+    "generate": _generate,
     "sequential": _sequential,
     "compare": _compare,
     "report": _report,

@@ -14,6 +14,7 @@ from algos.adapt import FastHead
 from algos.config import configure
 from algos.decoder import Decoder, cross_entropy, layers
 from algos.text_drift import Phases
+from algos.text_run import Reader
 from envs.documents import Document
 from envs.text import held
 from nestmem import build, detach
@@ -291,3 +292,55 @@ def test_states_can_be_detached():
     made = decoder("nested_fed", head=FastHead(256, 8, 8))
     _, state = made(torch.zeros(1, 4, dtype=torch.long), made.initial_state(1))
     assert not detach(state).head.hidden.requires_grad
+
+
+def test_any_file_can_be_judged_by_a_run_and_a_prompt_continued(run, tmp_path, capsys):
+    path = tmp_path / "own.txt"
+    path.write_bytes(b"Once \xff upon a time. " * 100)
+    assert main(["eval", str(run), f"text={path}", "--json", str(tmp_path / "r.json")]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["bytes"] == 2000 and [p[:2] for p in found["points"]] == [[0, 1024], [1024, 2048]]
+    assert main(["eval", str(run), f"text={path}", "tokens=100", "--json", str(tmp_path / "r.json")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["bytes"] == 100
+    capsys.readouterr()
+    said = []
+    for seed in (0, 0, 1):
+        assert main(["generate", str(run), "prompt=Once", f"file={path}", "tokens=20", f"seed={seed}"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2] and all(s.startswith("Once") for s in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval", "RUN", "text=/nowhere.txt"], "cannot be read as text (No such file or directory)"),
+        (["eval", "RUN", "text=EMPTY"], "the file is empty, expected text"),
+        (["eval", "RUN", "text=EMPTY", "lines=2"], "eval: no option 'lines'; known: text, tokens"),
+        (["eval", "RUN", "ways=3"], "or with text=FILE for bits per byte"),
+        (["generate", "RUN", "tokens=many"], "tokens: expected a whole number, got 'many'"),
+        (["generate", "RUN", "temperature=-1"], "a temperature of at least 0, got 300 and -1"),
+        (["generate", "/nowhere"], "not a run of nestmem"),
+        (["generate"], "expected the folder of a run first"),
+    ],
+)
+def test_what_a_run_cannot_be_asked(run, tmp_path, capsys, arguments, says):
+    (tmp_path / "empty").touch()
+    known = {"RUN": str(run), "text=EMPTY": f"text={tmp_path}/empty"}
+    assert main([known.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["layer", "segments"])
+def test_a_reader_says_the_same_token_by_token_as_all_at_once(place):
+    made = decoder("gated_deltanet", place=place, window=8).eval()
+    tokens = torch.randint(0, 256, (27,), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.no_grad():
+        whole, _ = made(torch.tensor([tokens]), made.initial_state(1))
+    reader = Reader(made, steps=16)
+    for i, token in enumerate(tokens):
+        reader.read([token])
+        assert torch.allclose(reader.logits, whole[0, i], atol=1e-4)
+    other = Reader(made, steps=16)
+    other.read(tokens)
+    assert other.sample(5, 0.0, 0) == reader.sample(5, 0.0, 0)
