@@ -142,6 +142,18 @@ class MetaWorld:
 
 
 @dataclass
+class Control:
+    """Control with hidden dynamics that may drift, for algo=rl2; see envs/control.py."""
+
+    name: str = "control"
+    world: str = "pendulum"  # cartpole, inverted_pendulum, cheetah
+    episodes: int = 3
+    horizon: int = 100  # steps of an episode
+    drift: float = 0.0  # of the hidden numbers, each within -1 and 1, from one episode to the next
+    patience: float = 60.0  # seconds until a simulator counts as hung
+
+
+@dataclass
 class Streams:
     """Visits of `ways` classes, each shown `shots` times, to contexts that come back. What is seen are features of
     characters out of a frozen encoder: of the run `encoder`, or "" for one trained on the spot. See docs/recurring.md."""
@@ -379,9 +391,7 @@ class Decode:
     window: int = 0  # tokens of attention beside the memory; of a segment, for place=context and place=segments
     heads: int = 4  # of that attention
     tied: bool = False  # the readout is the embedding
-    orders: list[int] = field(
-        default_factory=list
-    )  # numbers of tokens by which it is looked up what followed; algos/episodes.py
+    orders: list[int] = field(default_factory=list)  # look up what followed the last so many tokens; algos/episodes.py
     bits: int = 15  # log2 of the slots of each order
     adapt: bool = False  # the readout goes on learning within a document; see algos/adapt.py
     chunk: int = 32  # tokens between two of its steps
@@ -438,6 +448,7 @@ ENVS = (
     Barcodes,
     MDPs,
     MetaWorld,
+    Control,
     Bindings,
     Rules,
     Timescales,

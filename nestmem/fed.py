@@ -21,7 +21,7 @@ from nestmem.memory.registry import register
 def nested_fed(
     d_model: int,
     fields: Fields | None = None,
-    hidden: int = 64,
+    hidden: int = 96,
     key_size: int = 64,
     heads: int = 1,
     decay: str = "scalar",

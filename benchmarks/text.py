@@ -1,0 +1,203 @@
+"""Claims text-bpb, text-bpb-by-position, text-lesion, mqar-16x, needle-16x, babilong-qaN-LENGTH, forgetting-text,
+recurrence-savings-text, text-flatness: long streams of text with a nested memory and with flat ones.
+
+    python -m benchmarks.text train [PART...] [METHOD...] [SEED...]  runs into runs/text (goes on if interrupted); parts are books,
+                                                                     mqar, needle, drift, babilong; 3 seeds
+    python -m benchmarks.text throughput [METHOD...]                 tokens/s and peak memory from 10 kB to 1 MB
+    python -m benchmarks.text collect                                rows from what is there; what has no run stays as it was
+
+All methods of a part see the same bytes in the same order. Flat memories of books and drift have the nested model's parameters
+within 2 %; state bytes are shown, and differ. Rates are those of the nested model, for all; nothing was tuned on test
+documents.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from algos import jobs
+from benchmarks.results import load, row, save
+from nestmem.probes import mean_interval
+
+ROOT = Path("runs/text")
+SEEDS = 3
+NESTED = "nested (LSTM, fast weights, leaky, exact episodes, learning readout)"
+FED = "nested (LSTM, fast weights)"
+RECALLERS = {
+    "nested": (["memory.decay=none", "memory.units=0"], FED),
+    "lstm": (["memory=lstm", "memory.hidden=128"], "flat LSTM"),
+    "window": (["memory=window", "memory.window=64", "memory.heads=4", "algo.layers=3"], "three windows of 64 tokens"),
+    "fast": (["memory=deltanet", "memory.key_size=64"], "flat fast weights (DeltaNet)"),
+    "titans": (["memory=titans", "memory.key_size=64", "memory.hidden=64"], "Titans"),
+}
+FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
+PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
+    "books": {
+        "nested": (["experiment=books"], NESTED),
+        "lstm": (["experiment=books_lstm"], "flat LSTM"),
+        "window": (["experiment=books_window"], "three windows of 128 tokens"),
+        "dynamic": (["experiment=books_lstm", "algo.adapt=true"], "flat LSTM, dynamic evaluation of the readout"),
+    },
+    "mqar": {name: (["experiment=mqar", *o], title) for name, (o, title) in RECALLERS.items()},
+    "needle": {name: (["experiment=needle", *o], title) for name, (o, title) in RECALLERS.items()},
+    "drift": {
+        "nested": (["experiment=drifting_text"], NESTED),
+        "lstm": (["experiment=drifting_text", *FLAT], "flat LSTM"),
+    },
+    "babilong": {
+        "nested": (["experiment=babilong", "memory.hidden=128", "memory.decay=none"], FED),
+        "lstm": (["experiment=babilong", "memory=lstm", "memory.hidden=192"], "flat LSTM"),
+        "titans": (["experiment=babilong", "memory=titans", "memory.key_size=64", "algo.place=gate", "algo.window=64"],
+                   "Titans beside a window of 64 words"),
+        "hmt": (["experiment=babilong", "memory=window", "memory.window=64", "memory.heads=4", "algo.layers=2",
+                 "algo.place=segments", "algo.window=64"], "HMT, segments of 64 words"),
+    },
+}  # fmt: skip
+SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)  # bytes of a throughput measurement
+STRETCH = 10_000  # of these, the last so many are timed
+
+
+def train(arguments: list[str]) -> None:
+    seeds = [int(a) for a in arguments if a.isdigit()] or list(range(SEEDS))
+    parts = [a for a in arguments if a in PARTS] or list(PARTS)
+    methods = [a for a in arguments if not a.isdigit() and a not in PARTS]
+    for seed in seeds:
+        for part in parts:
+            for method, (overrides, _) in PARTS[part].items():
+                run = ROOT / f"{part}-{method}-s{seed}"
+                if (run / "result.json").exists() or (methods and method not in methods):
+                    continue
+                if (run / "config.yaml").exists() and any(run.glob("checkpoints/step-*")):
+                    jobs.train([f"resume={run}"])
+                else:
+                    jobs.train([*overrides, f"seed={seed}", f"run={run}"])
+
+
+def throughput(methods: list[str]) -> None:
+    """Each method in a process of its own, so that its peak memory is its own: an untrained model reads 1 MB once."""
+    found = {}
+    for method in methods or ["nested", "lstm", "window"]:
+        code = f"from benchmarks.text import measured; measured({method!r})"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        found[method] = json.loads(said.splitlines()[-1])
+        print(method, found[method], flush=True)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    (ROOT / "flatness.json").write_text(json.dumps(found))
+
+
+@torch.no_grad()
+def measured(method: str) -> None:
+    """Print seconds of processor time for the last 10 kB before each size, and the peak of resident memory by then."""
+    from algos import build
+    from algos.config import configure
+
+    torch.set_num_threads(1)
+    made = build.learner(configure(PARTS["books"][method][0])).memory.eval()
+    text = torch.randint(0, 256, (1, max(SIZES)), generator=torch.Generator().manual_seed(0))
+    state, seconds, peaks, begun = made.initial_state(1), [], [], 0.0
+    for start in range(0, max(SIZES), 500):
+        if any(start == size - STRETCH for size in SIZES):
+            begun = time.process_time()
+        state = made(text[:, start : start + 500], state)[1]
+        if start + 500 in SIZES:
+            seconds.append(time.process_time() - begun)
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps({"tokens_per_s": [STRETCH / s for s in seconds], "peak_mb": peaks}))
+
+
+def collect() -> None:
+    rows = []
+    fresh: set[tuple[str, str]] = set()
+    for part, methods in PARTS.items():
+        for method, (_, title) in methods.items():
+            results = [json.loads(p.read_text()) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
+            if results:
+                rows += summary(part, title, results)
+    if (ROOT / "flatness.json").exists():
+        for method, found in json.loads((ROOT / "flatness.json").read_text()).items():
+            rates, peaks = found["tokens_per_s"], found["peak_mb"]
+            note = f"tokens/s {', '.join(f'{r:.0f}' for r in rates)}; peak MB {', '.join(f'{p:.0f}' for p in peaks)}"
+            rows.append(row("text-flatness", PARTS["books"][method][1], max(rates) / min(rates), n=1, unit="ratio",
+                            note=f"{note} at {', '.join(map(str, SIZES))} bytes, one row, processor time"))  # fmt: skip
+    fresh |= {(r["claim"], r["method"]) for r in rows}
+    rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
+    save("text", rows)
+
+
+def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one method from its seeds; with one seed the interval is left out, and the note says so."""
+    match part:
+        case "books":
+            points = [{round(p[0]): p[1] for p in r["lines"]["place"]["points"]} for r in results]
+            shared = [p for p in points[0] if all(p in other for other in points)]
+            values = {"text-bpb": ([r["score"] for r in results], "bits per byte", "")}
+            for place in shared:
+                claim = f"text-bpb-at-{place}"
+                values[claim] = ([p[place] for p in points], "bits per byte", "around this many bytes before")
+            lesions = [k for k in results[0]["numbers"] if k.startswith("bits per byte, memory ")]
+            for key in lesions:
+                each = [r["numbers"][key]["mean"] for r in results]
+                values[f"text-lesion: {key.removeprefix('bits per byte, memory ')}"] = (
+                    each,
+                    "bits per byte",
+                    "first 16 kB",
+                )
+        case "mqar" | "needle":
+            values = {f"{part}-16x": ([r["score"] for r in results], "%", "1,024 tokens, learned on 64")}
+            line = [r["lines"]["length"]["points"] for r in results]
+            values[f"{part}-1x"] = ([points[0][1] for points in line], "%", "64 tokens")
+        case "drift":
+            names = ("forgetting of books while away", "savings on return to books")
+            claims = ("forgetting-text", "recurrence-savings-text")
+            values = {}
+            for claim, name, unit in zip(claims, names, ("bits per byte", "ratio"), strict=True):
+                each = [r["numbers"][name] for r in results]
+                if not any(isinstance(v, str) for v in each):
+                    values[claim] = (each, unit, "books, speeches, books")
+            for i in range(3):
+                key = f"bits per byte of books after phase {i + 1}"
+                values[f"drift-books-after-{i + 1}"] = ([r["numbers"][key] for r in results], "bits per byte", "")
+        case _:
+            values = {}
+            for i, point in enumerate(results[0]["lines"]["length"]["points"]):
+                each = [r["lines"]["length"]["points"][i][1] for r in results]
+                values[f"babilong-qa{results[0]['env']['task']}-{round(point[0])}"] = (
+                    each,
+                    "%",
+                    "words; learned on 64 to 512",
+                )
+    rows = []
+    for claim, (each, unit, about) in values.items():
+        mean = mean_interval(each)
+        note = f"seeds {', '.join(f'{v:.3f}' for v in each)}" if len(each) > 1 else "one seed"
+        note = "; ".join(
+            filter(None, [about, note, f"{results[0]['step']} updates", f"{results[0]['n']} {results[0]['counted']}"])
+        )
+        rows.append(
+            row(
+                claim, title, mean.mean, low=mean.low if mean.n > 1 else None, high=mean.high if mean.n > 1 else None,
+                n=len(each), unit=unit, wall_s=round(sum(r["seconds"] for r in results) / len(results)),
+                params=results[0]["parameters"], state_bytes=results[0]["state_bytes"], note=note,
+            )
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["train", *rest]:
+            train(rest)
+        case ["throughput", *rest]:
+            throughput(rest)
+        case ["collect"]:
+            collect()
+        case _:
+            raise SystemExit("text: expected train [PART...] [METHOD...] [SEED...], throughput or collect")
