@@ -29,7 +29,7 @@ class EpisodesState(NamedTuple):
     token: Tensor  # [B, N, S] int16
     count: Tensor  # [B, N, S] uint8, 0: empty
     tag: Tensor  # [B, N, S] uint8
-    tail: Tensor  # [B, max n] the last tokens
+    tail: Tensor  # [B, max n + C] the last tokens, of which those of the chunk under way are not written yet
     step: Tensor  # [B]
 
 
@@ -52,7 +52,7 @@ class Episodes(nn.Module):
     def initial_state(self, batch_size: int) -> EpisodesState:
         device, size = self.trust.device, (batch_size, len(self.orders), self.slots)
         none = torch.zeros(size, dtype=torch.uint8, device=device)
-        tail = torch.full((batch_size, max(self.orders)), self.vocabulary, device=device)
+        tail = torch.full((batch_size, max(self.orders) + self.chunk), self.vocabulary, device=device)
         step = torch.zeros(batch_size, dtype=torch.long, device=device)
         return EpisodesState(none.short(), none, none, tail, step)
 
@@ -61,16 +61,19 @@ class Episodes(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor, state: EpisodesState) -> tuple[Tensor, EpisodesState]:
         """hidden [B, T, D] and tokens [B, T]: what is added to the logits [B, T, V]."""
-        steps, first = tokens.shape[1], -int(state.step[0]) % self.chunk
+        (steps, chunk), first = (tokens.shape[1], self.chunk), -int(state.step[0]) % self.chunk
         whole = torch.cat([state.tail, tokens], 1)
-        slot, tag = self._places(whole)  # [B, N, 1 + T]: one for the step before, whose token comes now
+        slot, tag = self._places(whole)  # [B, N, C + T]: a chunk of them was before this piece
+        came = whole[:, max(self.orders) + 1 :]  # [B, C - 1 + T] what followed them
         tables = state._replace(token=state.token.clone(), count=state.count.clone(), tag=state.tag.clone())
         found, counts = [], []
-        for start, stop in itertools.pairwise(sorted({0, *range(first, steps, self.chunk), steps})):
-            at, known = slot[:, :, start + 1 : stop + 1], tag[:, :, start + 1 : stop + 1]
+        for start, stop in itertools.pairwise(sorted({0, *range(first, steps, chunk), steps})):
+            at, known = slot[:, :, chunk + start : chunk + stop], tag[:, :, chunk + start : chunk + stop]
             found.append(tables.token.gather(2, at))
             counts.append(torch.where(tables.tag.gather(2, at) == known, tables.count.gather(2, at), 0))
-            self._write(slot[:, :, start:stop], tag[:, :, start:stop], tokens[:, start:stop], tables)
+            if (stop - first) % chunk == 0:  # a chunk is over: what followed each of its contexts
+                over = slice(stop - 1, stop + chunk - 1)
+                self._write(slot[:, :, over], tag[:, :, over], came[:, over], tables)
         token, count = torch.cat(found, 2).long(), torch.cat(counts, 2).long()  # [B, N, T]
         trust = torch.stack([row[count[:, n]] for n, row in enumerate(self.trust)], 1) + self.moment(hidden).mT
         # Orders may name the same token; their votes add up.
@@ -79,8 +82,8 @@ class Episodes(nn.Module):
         return logits, tables._replace(tail=whole[:, -state.tail.shape[1] :], step=state.step + steps)
 
     def _places(self, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Slot and tag of the contexts that end at each of the last 1 + T tokens of [B, max n + T]."""
-        longest = max(self.orders)
+        """Slot and tag of the contexts that end at each of the last C + T tokens of [B, max n + C + T]."""
+        longest = max(self.orders) + 1
         ends = whole.shape[1] - longest + 1
         slots, tags = [], []
         for order in self.orders:
