@@ -5,8 +5,8 @@
     python -m benchmarks.continual collect [METHOD=RUN]...      measure every finished run there, and runs from elsewhere
                                                                 under a name of their own, these also with features over
                                                                 nine shifts; rows of methods without a run stay
-`random` is the encoder of OML before training. A measurement is `nestmem sequential RUN`: what lies in
-RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background
+`random` is the encoder of OML before training, `scratch` the whole network of pretrain before it was. A measurement is
+`nestmem sequential RUN`: what lies in RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background
 classes, the other 200 and their rotations choose the rates, and the 600 classes of a stream are drawn from the evaluation
 part.
 """
@@ -32,6 +32,7 @@ TITLES = {
     "anml": "ANML",
     "pretrain": "pretrained",
     "random": "random features",
+    "scratch": "scratch",
     "prototypes": "prototypes",
 }
 PATHS = {
@@ -45,7 +46,9 @@ PATHS = {
 }
 POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle
-OPTIONS = ["trajectories=10", f"oracle={EPOCHS}", "heads=means,gradient,cosine,nested"]
+PLAIN = "means,gradient,cosine"
+HEADS = {"oml": PLAIN, "anml": PLAIN, "pretrain": f"{PLAIN},network", "random": "means,gradient", "scratch": "network"}
+NAMED = f"{PLAIN},nested"  # heads on runs from elsewhere
 PUBLISHED = [
     ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
     ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),
@@ -79,15 +82,20 @@ def train(method: str, extra: list[str]) -> None:
 def collect(named: dict[str, str]) -> None:
     """Measure what is there; the rows of every other method stay."""
     finished = [m for m in TRAINED if (ROOT / f"{m}-s0" / "result.json").is_file()]
-    wanted = [(TITLES[m], ROOT / f"{m}-s0", "trained", 0) for m in finished]
-    if (ROOT / "oml-s0" / "config.yaml").is_file():
-        wanted.append((TITLES["random"], ROOT / "oml-s0", "random", 0))
+    wanted = [(TITLES[m], ROOT / f"{m}-s0", "trained", 0, HEADS[m]) for m in finished]
+    for name, method in (("random", "oml"), ("scratch", "pretrain")):
+        if (ROOT / f"{method}-s0" / "config.yaml").is_file():
+            wanted.append((TITLES[name], ROOT / f"{method}-s0", "random", 0, HEADS[name]))
     for method, run in named.items():
         title = TITLES.get(method, method)
-        wanted += [(title, Path(run), "trained", 0), (f"{title}, nine views", Path(run), "trained", 1)]
+        views = [(title, 0), (f"{title}, nine views", 1)]
+        wanted += [(name, Path(run), "trained", shifts, NAMED) for name, shifts in views]
     rows = [r for r in load("continual") if r["n"] and r["method"].split(":")[0] not in {title for title, *_ in wanted}]
-    for title, run, encoder, shifts in wanted:
-        rows += measured(title, run, *measure(run, encoder, shifts))
+    for title, run, encoder, shifts, heads in wanted:
+        result, trained = measure(run, encoder, shifts, heads)
+        result["heads"] = {head: found for head, found in result["heads"].items() if head in heads.split(",")}
+        result["iid"] = {head: found for head, found in result.get("iid", {}).items() if head in heads.split(",")}
+        rows += measured(title, run, result, trained)
     rows += [row("continual-600", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED]
     rows += [
         row("continual-600-drop", f"published: {m}", v, n=0, unit="%", note=source) for m, v, source in PUBLISHED_DROP
@@ -95,14 +103,17 @@ def collect(named: dict[str, str]) -> None:
     save("continual", rows)
 
 
-def measure(run: Path, encoder: str, shifts: int) -> tuple[dict[str, Any], str]:
+def measure(run: Path, encoder: str, shifts: int, heads: str) -> tuple[dict[str, Any], str]:
     """What `nestmem sequential` says of the newest checkpoint, asked now if it was not; and how far the training had come."""
     path = run / file_name(encoder, shifts)
     newest = (
         max(int(p.name.removeprefix("step-")) for p in run.glob("checkpoints/step-*")) if encoder == "trained" else 0
     )
     if not path.is_file() or json.loads(path.read_text())["step"] != newest:
-        sequential(str(run), [*OPTIONS, f"encoder={encoder}", f"shifts={shifts}"])
+        sequential(
+            str(run),
+            ["trajectories=10", f"oracle={EPOCHS}", f"heads={heads}", f"encoder={encoder}", f"shifts={shifts}"],
+        )
     steps = jobs.stored_config(run).trainer.steps
     return json.loads(path.read_text()), f"{newest} updates" if newest in (0, steps) else f"{newest} of {steps} updates"
 
