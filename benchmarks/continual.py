@@ -6,9 +6,9 @@
                                                                 under a name of their own, these also with features over
                                                                 nine shifts; rows of methods without a run stay
 `random` is the encoder of OML before training, `scratch` the whole network of pretrain before it was. A measurement is
-`nestmem sequential RUN`: what lies in RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn from the first 763 background
-classes, the other 200 and their rotations choose the rates, and the 600 classes of a stream are drawn from the evaluation
-part.
+`nestmem sequential RUN`: what lies in RUN/sequential.json is read, and made anew only for a newer checkpoint. Encoders learn
+from the first 763 background classes, the other 200 and their rotations choose the rates, and the 600 classes of a stream
+are drawn from the evaluation part.
 """
 
 from __future__ import annotations
