@@ -35,13 +35,14 @@ class Seen(NamedTuple):
     before: Tensor  # [..., A] action of the step before
     paid: Tensor  # [..., 1] its reward
     ended: Tensor  # [..., 1] whether it ended an episode
-    known: Tensor  # [..., 1] what one who knows the task gets in a step of this episode, for an informed critic; else [..., 0]
+    known: Tensor  # [..., K] for an informed critic: the hidden task in numbers, time in episode and trial; or in families without
+    # such numbers, what one who knows the task gets in a step. Else K = 0.
 
 
 class Agent(nn.Module):
     """env gives the spaces; make_memory(fields) the memory. width: V, and of hidden layers.
 
-    informed: the critic, and it alone, is told in training what one who knows the task gets (asymmetric actor-critic, Pinto et
+    informed: the critic, and it alone, is told in training what the task is or can give (asymmetric actor-critic, Pinto et
     al. 2018). Most of what a trial returns is the luck of its task; a baseline that knows it leaves what the policy did.
     infer: beside acting, what the memory answers is to tell the hidden task (Humplik et al. 2019), which training knows.
     """
@@ -86,7 +87,8 @@ class Agent(nn.Module):
         )
         self.memory = make_memory(self.fields)
         features = self.fields.width + width
-        self.policy, self.value = head(features, width, self.actions), head(features + informed, width, 1)
+        secret = (env.hidden_size + 2 if env.hidden_size else 1) if informed else 0
+        self.policy, self.value = head(features, width, self.actions), head(features + secret, width, 1)
         self.guess = nn.Linear(2 * width, env.hidden_size) if infer else None
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)

@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
     values: Tensor  # [N, T]
     rewards: Tensor  # [N, T]
     reset: Tensor | None
-    hidden: Tensor  # [N, T, H] what the task was, if the agent is to infer it; else [N, T, 0]
+    hidden: Tensor  # [N, T, H] what the task was, in numbers, in families that have them
     success: Tensor  # [N, T] whether the goal was met, in families that have one; else zero
 
     def rows(self, index: Tensor) -> Rollout:
@@ -56,7 +56,7 @@ def collect(
     n = env.num_envs
     nothing = torch.zeros(n, 1, device=device)
     known = torch.zeros(n, env.episodes, 0, device=device)
-    if agent.informed:
+    if agent.informed and not env.hidden_size:
         known = torch.as_tensor(env.known() / env.horizon, dtype=torch.float32, device=device)[..., None]
     before = torch.zeros(n, agent.actions, device=device)
     seen = Seen(agent.observed(observation, device), before, nothing, nothing, known[:, 0])
@@ -70,9 +70,12 @@ def collect(
             state = agent.memory.reset(state, begins)
         if clear == "all" and t % env.horizon == 0:
             state, seen = agent.memory.initial_state(n), seen._replace(before=before, paid=nothing, ended=nothing)
-        if agent.guess is not None and t % env.horizon == 0:
+        if t % env.horizon == 0:
             task = torch.as_tensor(env.hidden(), dtype=torch.float32, device=device)
-        hidden.append(known[:, 0, :0] if agent.guess is None else task)
+        if agent.informed and env.hidden_size:
+            clock = torch.tensor([t % env.horizon / env.horizon, t / env.steps], device=device)
+            seen = seen._replace(known=torch.cat([task, clock.expand(n, 2)], -1))
+        hidden.append(task)
         policy, value, state = agent.step(seen, state)
         if greedy:
             action = policy.mode

@@ -28,6 +28,7 @@ from algos.parts import drawn, memory
 from algos.problem import Judged, Optimize, Part
 from envs.bandit_baselines import bandit_rewards, barcode_rewards
 from envs.bandits import Bandits, Barcodes
+from envs.control import Control
 from envs.mdp_baselines import mdp_rewards
 from envs.mdps import MDPs
 from envs.meta_world import MetaWorld
@@ -191,6 +192,7 @@ FAMILIES: dict[str, tuple[Callable[..., Trials], Callable[..., dict[str, Array]]
     "barcodes": (Barcodes, barcode_rewards),
     "mdps": (MDPs, mdp_rewards),
     "metaworld": (MetaWorld, open_loop),
+    "control": (Control, lambda env, seed: {}),
 }
 HELD_OUT = ("metaworld",)  # families whose splits have tasks of their own, where others draw new ones
 PROTOCOL = ("adapt", "scored", "test_horizon")

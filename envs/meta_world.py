@@ -90,6 +90,7 @@ class MetaWorld(Simulated):
             trials, tasks * visits * episodes, horizon, Box(low, high, dtype=np.float32), actions, patience
         )
         self.seen = np.zeros((trials, OBSERVED), np.float32)
+        self.success = np.zeros(trials, bool)
         self.built: list[dict[str, Any]] = [{} for _ in range(trials)]  # simulators of a row by name
 
     def sample(self) -> None:

@@ -22,6 +22,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import Space
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from envs.trials import Array, Trials
@@ -56,7 +57,7 @@ class Simulated(Trials):
         self.patience, self.restarts = patience, 0
         self.sims: list[Any] = [None] * trials
         self.seen = np.zeros((trials, *observation.shape), np.float32)
-        self.success = np.zeros(trials, bool)
+        self.over = np.zeros(trials, bool)  # the episode of a row has ended by itself: it rests and is paid nothing
         self.failed = np.zeros(trials, np.int64)  # in a row
         self.starts: dict[Any, Any] = {}  # what tasks start from, once they have been started
 
@@ -83,7 +84,14 @@ class Simulated(Trials):
     def restore(self, row: int, snapshot: Any) -> None:
         raise NotImplementedError
 
+    def paid(self, row: int, action: Array, reward: float, info: dict[str, Any]) -> float:
+        """What a step pays, from what the simulator said of it."""
+        if self.success is not None:
+            self.success[row] = bool(info["success"])
+        return float(reward)
+
     def begin(self) -> None:
+        self.over[:] = False
         for row in range(self.num_envs):
             start = self.starts.get(self.key(row)) if self.sims[row] is not None else None
             if start is None:
@@ -97,21 +105,25 @@ class Simulated(Trials):
 
     def act(self, actions: Array) -> Array:
         rewards = np.zeros(self.num_envs, np.float32)
-        low, high = self.single_action_space.low, self.single_action_space.high
-        for row, action in enumerate(np.clip(actions, low, high)):
+        if isinstance(space := self.single_action_space, Box):
+            actions = np.clip(actions, space.low, space.high)
+        for row, action in enumerate(actions):
+            if self.over[row]:
+                continue
             try:
                 with deadline(self.patience):
-                    observation, reward, _, _, info = self.sims[row].step(action)
+                    observation, reward, over, _, info = self.sims[row].step(action)
                 if not (np.isfinite(observation).all() and np.isfinite(reward)):
                     raise FloatingPointError("numbers that are not finite")
             except Exception as error:  # whatever a simulator may raise
                 self._fail(row, error)
                 self.seen[row] = self._sure(row)
-                self.success[row] = False
+                if self.success is not None:
+                    self.success[row] = False
                 continue
             self.failed[row] = 0
-            self.seen[row], rewards[row] = observation, reward
-            self.success[row] = bool(info.get("success", False))
+            self.seen[row], self.over[row] = observation, over
+            rewards[row] = self.paid(row, action, reward, info)
         return rewards
 
     def _sure(self, row: int) -> Array:
