@@ -36,7 +36,7 @@ from nestmem.memory.base import State
 from nestmem.probes import mean_interval
 
 ALGOS = ("text",)
-LESIONED = 1 << 14  # tokens of each document that lesions are judged on
+LESIONED = 1 << 13  # tokens of each document that lesions are judged on
 LARGER = 4  # an intact memory reads so many training pieces at once, which changes nothing but speed
 
 

@@ -15,7 +15,7 @@ from benchmarks.results import FOLDER
 TOP = FOLDER.parent.parent
 DOCUMENTS = [
     TOP / "README.md",
-    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md", "rl.md")),
+    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md", "rl.md", "text.md")),
 ]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
@@ -30,6 +30,7 @@ def at_most(goal: float) -> Goal:
 
 
 LEAKY = "nested (LSTM reset every 4, leaky 16, leaky 256)"
+TEXT_RECALL = "nested (LSTM, fast weights)"
 AHEAD: Goal = ("interval above 0", lambda row: (row["low"] or 0) > 0)
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
@@ -69,6 +70,10 @@ GOALS: dict[str, tuple[Goal, str]] = {
     },
     "recurrence-new1-bindings": (at_least(-2), MARGIN),
     "recurrence-new0-rules": (AHEAD, MARGIN),
+    "mqar-16x": (at_least(95), TEXT_RECALL),
+    "needle-16x": (at_least(95), TEXT_RECALL),
+    "text-bpb-by-position": (("above 0", lambda row: (row["low"] or row["value"]) > 0), ""),
+    "text-flatness": (at_most(1.1), ""),
 }
 
 
@@ -134,6 +139,15 @@ SECTIONS = {
     "speed": [
         "maml-vs-learn2learn-cpu", "maml-vs-learn2learn-tuned-cpu", "maml-vs-learn2learn-small-cpu",
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
+    ],
+    "text": [
+        "text-bpb", "text-bpb-by-position", *(f"text-bpb-at-{n}" for n in (512, 1448, 2896, 5793, 11585, 23170, 46341, 92682)),
+        *(f"text-lesion: memory {what}" for what in ("on", "cleared", "frozen")),
+        "forgetting-text", "recurrence-savings-text", *(f"drift-books-after-{i}" for i in (1, 2, 3)), "text-flatness",
+    ],
+    "text-recall": [
+        "mqar-1x", "mqar-16x", "needle-1x", "needle-16x",
+        *(f"babilong-qa{task}-{n}" for task in (1, 2, 3) for n in (128, 512, 2048, 8192)),
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "rl": ["bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25", "barcode", "barcode-second-visit"],

@@ -61,6 +61,7 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
                  "algo.place=segments", "algo.window=64"], "HMT, segments of 64 words"),
     },
 }  # fmt: skip
+GROWTH, FIRST_PLACE = "flat LSTM minus nested", 512
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)  # bytes of a throughput measurement
 STRETCH = 10_000  # of these, the last so many are timed
 
@@ -121,6 +122,7 @@ def collect() -> None:
             results = [json.loads(p.read_text()) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
             if results:
                 rows += summary(part, title, results)
+    rows += growth()
     if (ROOT / "flatness.json").exists():
         for method, found in json.loads((ROOT / "flatness.json").read_text()).items():
             rates, peaks = found["tokens_per_s"], found["peak_mb"]
@@ -130,6 +132,26 @@ def collect() -> None:
     fresh |= {(r["claim"], r["method"]) for r in rows}
     rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
     save("text", rows)
+
+
+def growth() -> list[dict[str, Any]]:
+    """By how much the LSTM's bits per byte minus the nested model's are more at the last place than at the first."""
+    each, last = [], 0
+    for path in sorted(ROOT.glob("books-nested-s*/result.json")):
+        other = ROOT / path.parent.name.replace("nested", "lstm") / "result.json"
+        if other.exists():
+            ours, flat = (json.loads(p.read_text())["lines"]["place"]["points"] for p in (path, other))
+            gaps = [b[1] - a[1] for a, b in zip(ours, flat, strict=True)]
+            each.append(gaps[-1] - gaps[0])
+            last = round(ours[-1][0])
+    if not each:
+        return []
+    mean = mean_interval(each)
+    low, high = (mean.low, mean.high) if mean.n > 1 else (None, None)
+    note = f"gap at {last} bytes minus gap at {FIRST_PLACE}; {'one seed' if mean.n == 1 else f'{mean.n} seeds'}"
+    return [
+        row("text-bpb-by-position", GROWTH, mean.mean, low=low, high=high, n=mean.n, unit="bits per byte", note=note)
+    ]
 
 
 def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -145,11 +167,8 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
             lesions = [k for k in results[0]["numbers"] if k.startswith("bits per byte, memory ")]
             for key in lesions:
                 each = [r["numbers"][key]["mean"] for r in results]
-                values[f"text-lesion: {key.removeprefix('bits per byte, memory ')}"] = (
-                    each,
-                    "bits per byte",
-                    "first 16 kB",
-                )
+                claim = f"text-lesion: {key.removeprefix('bits per byte, ')}"
+                values[claim] = (each, "bits per byte", "first 8 kB")
         case "mqar" | "needle":
             values = {f"{part}-16x": ([r["score"] for r in results], "%", "1,024 tokens, learned on 64")}
             line = [r["lines"]["length"]["points"] for r in results]
