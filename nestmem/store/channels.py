@@ -4,8 +4,9 @@
     words   BM25 over the texts, any word of the query
     time    minus the seconds between the item's event and a point in time, 0 inside the event
 
-Each returns its best `depth` as (seq, id, score), ties by id. The present is answered from the vector cache and the
-word index; any other time from the rows themselves, with the same scores.
+Each returns the best `depth` of one shard as (seq, id, score), ties by id; `merged` joins those of all shards. The
+present is answered from the vector cache (or by pgvector) and the word index; any other time from the rows themselves,
+with the same scores. BM25 counts words in the whole of a shard, so on several the same text may score a little apart.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import and_, func, select
 from torch import Tensor
 
-from nestmem.store.cache import DIGITS, VectorCache, load, similarity, top
-from nestmem.store.engine import Engine
+from nestmem.store.cache import DIGITS, load, similarity, top
 from nestmem.store.rows import Filter, check_vector, need_space, spaces, visible
 from nestmem.store.schema import item
+from nestmem.store.shards import Source
 
 Scored = list[tuple[int, str, float]]
 
@@ -46,9 +47,13 @@ class Scope:
         return and_(item.c.namespace == self.namespace, self.seen, self.where.clause())
 
 
-def dense(conn: Connection, cache: VectorCache, scope: Scope, vector: Tensor, space: str, depth: int) -> Scored:
+def dense(source: Source, scope: Scope, vector: Tensor, space: str, depth: int) -> Scored:
+    engine, cache, conn = source
     row, of = need_space(spaces(conn), space)
     query = check_vector(vector, of)
+    there = engine.nearest(conn, scope.clause, row, of, query, depth)
+    if there is not None:
+        return there
     if scope.present:
         among = None
         if not scope.where.plain:
@@ -60,7 +65,8 @@ def dense(conn: Connection, cache: VectorCache, scope: Scope, vector: Tensor, sp
     return top(scores, seqs, ids, depth)
 
 
-def words(conn: Connection, engine: Engine, scope: Scope, text: str, depth: int) -> Scored:
+def words(source: Source, scope: Scope, text: str, depth: int) -> Scored:
+    engine, _, conn = source
     if scope.present:
         return engine.words(conn, text, scope.clause, depth)
     # Scored among all that was visible then, as the index of that time would have, and only then filtered.
@@ -71,9 +77,18 @@ def words(conn: Connection, engine: Engine, scope: Scope, text: str, depth: int)
     return sorted(found, key=lambda f: (-f[2], f[1]))[:depth]
 
 
-def near(conn: Connection, scope: Scope, moment: float, depth: int) -> Scored:
+def near(source: Source, scope: Scope, moment: float, depth: int) -> Scored:
     begin = func.coalesce(item.c.event_from, item.c.recorded_at)
     end = func.coalesce(item.c.event_to, begin)
     gap = sa.case((begin > moment, begin - moment), (end < moment, moment - end), else_=0.0).label("gap")
-    rows = conn.execute(select(item.c.seq, item.c.id, gap).where(scope.clause).order_by(gap, item.c.id).limit(depth))
+    rows = source.conn.execute(
+        select(item.c.seq, item.c.id, gap).where(scope.clause).order_by(gap, item.c.id).limit(depth)
+    )
     return [(row.seq, row.id, -float(row.gap)) for row in rows]
+
+
+def merged(of_shards: list[Scored], depth: int) -> Scored:
+    """The best `depth` of the rankings of all shards."""
+    if len(of_shards) == 1:
+        return of_shards[0]
+    return sorted((row for rows in of_shards for row in rows), key=lambda row: (-row[2], row[1]))[:depth]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ nestmem store: the memory that outlives the process
   nestmem store import URL FOLDER              into a new store
   nestmem store forget URL ID...               hide items; the past still has them
 
-URL is a path such as memory.db, or sqlite:///memory.db.
+URL is a path such as memory.db, postgresql://HOST/DATABASE, or the shards of one store: "URL;URL;URL".
 """
 
 
@@ -75,7 +76,7 @@ def _stats(url: str, rest: list[str], out: Console) -> int:
     _only("stats", rest)
     with Store(url, read_only=True) as store:
         stats = store.stats()
-    table = Table("namespace", "level", "items", title=f"{escape(url)}: generation {stats['generation']}")
+    table = Table("namespace", "level", "items", title=f"{escape(_shown(url))}: generation {stats['generation']}")
     for namespace, level, many in stats["levels"]:
         table.add_row(escape(namespace), _level(level), f"{many:,}")
     out.print(table)
@@ -144,7 +145,7 @@ def _tree(url: str, rest: list[str], out: Console) -> int:
     plain, given = _options(rest, namespace="default", depth=4, most=20)
     _only("tree", plain)
     with Store(url, read_only=True, namespace=given["namespace"]) as store:
-        tree = Tree(f"{escape(url)}: {escape(given['namespace'])}")
+        tree = Tree(f"{escape(_shown(url))}: {escape(given['namespace'])}")
         by_root: dict[str, list[Item]] = {}
         for item in store.roots():
             by_root.setdefault(item.root, []).append(item)
@@ -183,7 +184,8 @@ def _snapshot(url: str, rest: list[str], out: Console) -> int:
 
 def _restore(url: str, rest: list[str], out: Console) -> int:
     (file,) = _only("restore", rest, "FILE")
-    out.print(f"{url} is at generation {restore(file, url)}; what was there is {url}.before-restore", markup=False)
+    kept = "" if "://" in url or ";" in url else f"; what was there is {url}.before-restore"
+    out.print(f"{_shown(url)} is at generation {restore(file, url)}{kept}", markup=False)
     return 0
 
 
@@ -199,7 +201,7 @@ def _import(url: str, rest: list[str], out: Console) -> int:
     (folder,) = _only("import", rest, "FOLDER")
     with Store(url, actor="nestmem store") as store:
         done = store.import_(folder)
-    out.print(f"{url} is at generation {done.generation}", markup=False)
+    out.print(f"{_shown(url)} is at generation {done.generation}", markup=False)
     return 0
 
 
@@ -213,6 +215,11 @@ def _forget(url: str, rest: list[str], out: Console) -> int:
 
 
 TIMES = ("recorded_at", "superseded_at", "event_from", "event_to", "event_closed")
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(?<=://)([^:@/;]*):[^@/;]*@", r"\1:...@", url)
 
 
 def _level(level: int) -> str:

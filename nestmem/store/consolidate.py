@@ -21,6 +21,7 @@ from nestmem.store.model import Item, New, dumps, make_id
 from nestmem.store.policies import Derived, Policy
 from nestmem.store.rows import COLUMNS, IN_TIME, need_space, spaces, to_item, unpack, visible
 from nestmem.store.schema import item, job, link, vector
+from nestmem.store.shards import Shards
 from nestmem.store.writes import Row, add, cut, keys, prepare, retire, tie
 
 TRIES = 3
@@ -51,35 +52,39 @@ class Plan:
 
 
 def consolidate(
-    engine: Engine, policy: Policy, namespace: str, roots: Sequence[str] | None, *, dry_run: bool
+    shards: Shards, policy: Policy, namespace: str, roots: Sequence[str] | None, *, dry_run: bool
 ) -> Consolidated:
     """Bring every subtree (or the named ones) to what the policy says, except those whose items are as they were."""
-    with engine.read() as conn:
-        need_space(spaces(conn), policy.space)
-        there = select(item.c.root).where(item.c.namespace == namespace, item.c.level == policy.source, visible(None))
-        mine = select(item.c.root).where(item.c.namespace == namespace, item.c.writer == _writer(policy), visible(None))
-        every = sorted({*conn.execute(there.distinct()).scalars(), *conn.execute(mine.distinct()).scalars()})
-        generation = last_commit(conn)[0]
+    with shards.read() as sources:
+        every: dict[str, int] = {}
+        for n, source in enumerate(sources):
+            need_space(spaces(source.conn), policy.space)
+            for about in (item.c.level == policy.source, item.c.writer == _writer(policy)):
+                there = select(item.c.root).where(item.c.namespace == namespace, about, visible(None)).distinct()
+                every |= dict.fromkeys(source.conn.execute(there).scalars(), n)
+        generation = max(last_commit(source.conn)[0] for source in sources)
     done: list[Plan] = []
-    for root in [r for r in every if roots is None or r in roots]:
-        plan = None
+    for root in sorted(r for r in every if roots is None or r in roots):
+        n = every[root]
+        engine, plan = shards.engines[n], None
         for _ in range(TRIES):
             with engine.read() as conn:
                 plan = make_plan(conn, policy, namespace, root)
             if dry_run or plan.settled:
                 break
-            with engine.write("consolidate") as change:
+            with shards.write("consolidate", [n]) as writing:
+                change = writing.changes[n]
                 same = inputs(change.conn, policy, namespace, root)[0] == plan.inputs
                 if same:
                     publish(engine, change, policy, plan)
             if same:
-                generation = change.generation
+                generation = writing.generation
                 break
         else:  # somebody writes faster than the policy thinks: think under the lock
-            with engine.write("consolidate") as change:
-                plan = make_plan(change.conn, policy, namespace, root)
-                publish(engine, change, policy, plan)
-            generation = change.generation
+            with shards.write("consolidate", [n]) as writing:
+                plan = make_plan(writing.changes[n].conn, policy, namespace, root)
+                publish(engine, writing.changes[n], policy, plan)
+            generation = writing.generation
         done.append(plan)
     return Consolidated(
         created=tuple(row.id for plan in done for row, _ in plan.make),

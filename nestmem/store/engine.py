@@ -1,7 +1,8 @@
 """What the store asks of a database, and one way of writing for all of them: a transaction that becomes a generation.
 
-A subclass (`sqlite.py`; PostgreSQL later) says how to connect, how to search words, and how to copy and compact its
-files. Everything else in this package is SQLAlchemy Core on the tables of `schema.py`, the same for every engine.
+A subclass (`sqlite.py`, `postgres.py`) says how to connect, how to search words, and how to compact its files.
+Everything else in this package is SQLAlchemy Core on the tables of `schema.py`, the same for every engine. A store
+may lie on several engines (`shards.py`).
 """
 
 from __future__ import annotations
@@ -16,23 +17,31 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, insert, select
+from torch import Tensor
 
 from nestmem.store import points
 from nestmem.store.errors import StoreError
-from nestmem.store.model import dumps
+from nestmem.store.model import Space, dumps
 from nestmem.store.schema import item, journal
 
 
 @dataclass
 class Transaction:
-    """An open write: `conn`, the generation it will become, and the time it is. Nothing `changed` means no commit."""
+    """An open write: `conn`, the generation it will become, and the time it is. Nothing `changed` means no commit.
+
+    everywhere: connections to all shards of the store, this one first; alone, it is the only one.
+    """
 
     conn: Connection
     op: str
     generation: int
     now: float
     actor: str
+    everywhere: Sequence[Connection] = ()
     ids: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.everywhere = self.everywhere or (self.conn,)
 
     def changed(self, ids: Iterable[str]) -> None:
         self.ids += ids
@@ -59,6 +68,7 @@ class Engine:
     name: str
     folder: Path | None = None
     read_only: bool = False
+    longest: int = 65_536  # numbers in a vector
 
     def __init__(self, clock: Callable[[], float], actor: str) -> None:
         self.clock, self.actor = clock, actor
@@ -109,15 +119,13 @@ class Engine:
         """What the database finds wrong with its own files."""
         raise NotImplementedError
 
-    def copy_to(self, path: Path) -> None:
-        """A consistent copy of everything into the new file `path`, durable."""
-        raise NotImplementedError
-
-    @contextmanager
-    def opened(self, path: Path) -> Iterator[Connection]:
-        """A connection to such a copy."""
-        raise NotImplementedError
-        yield
+    def nearest(
+        self, conn: Connection, where: sa.ColumnElement[bool], space: int, of: Space, query: Tensor, limit: int
+    ) -> list[tuple[int, str, float]] | None:
+        """The best `limit` of the vectors of a space whose items meet `where`, as (seq, id, similarity), ties by id.
+        None: this database cannot compare vectors, so the caller scans them (`cache.py`).
+        """
+        return None
 
     def compact(self) -> None:
         """Rewrite the files so that nothing of what was deleted is left in them."""
@@ -149,6 +157,7 @@ class Engine:
                 before, stamp = last_commit(conn)
                 change = Transaction(conn, op, before + 1, self.clock(), self.actor)
                 yield change
+                before = change.generation - 1
                 if change.ids:
                     payload = hashlib.sha256(dumps(sorted(change.ids)).encode()).hexdigest()
                     entry = (change.generation, op, self.actor, len(change.ids), float(change.now), payload)
@@ -181,13 +190,18 @@ def count(conn: Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> 
 def open_engine(
     url: str | os.PathLike[str], clock: Callable[[], float], actor: str, timeout: float, read_only: bool
 ) -> Engine:
-    """A path or sqlite:///PATH. Other schemes name engines that are not here yet."""
-    from nestmem.store.sqlite import SQLite
-
+    """A path, sqlite:///PATH, or a PostgreSQL URL as libpq knows it."""
     given = os.fspath(url)
     scheme, colon, rest = given.partition("://")
+    if scheme in ("postgresql", "postgres") and colon:
+        from nestmem.store.postgres import Postgres
+
+        return Postgres(given, clock, actor, timeout, read_only)
+    from nestmem.store.sqlite import SQLite
+
     if not colon:
         return SQLite(Path(given), clock, actor, timeout, read_only)
     if scheme == "sqlite" and rest.startswith("/") and len(rest) > 1:
         return SQLite(Path(rest[1:]), clock, actor, timeout, read_only)
-    raise ValueError(f"url: expected a path or sqlite:///PATH, got {given!r}")
+    shown = given if "@" not in given else f"{scheme}://..."  # it may hold a password
+    raise ValueError(f"url: expected a path, sqlite:///PATH or postgresql://HOST/DATABASE, got {shown!r}")

@@ -31,6 +31,7 @@ STATES = ("active", "warm", "cold", "archived")
 METRICS = ("cosine", "dot", "l2")
 TEXT_LIMIT = 1_000_000  # characters
 NAME_LIMIT = 1_000
+AUTO = "auto:"  # begins a key that was made from what was given
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def check_new(new: New) -> New:
 
 def default_key(new: New, kind: str) -> str:
     given = [new.text, new.level, kind, new.root, new.source, new.start, new.stop, new.event_from, new.event_to]
-    return "auto:" + hashlib.sha256(dumps(given).encode()).hexdigest()[:32]
+    return AUTO + hashlib.sha256(dumps(given).encode()).hexdigest()[:32]
 
 
 def make_id(milliseconds: int, *parts: object) -> str:

@@ -135,6 +135,11 @@ def to_item(row: Any) -> Item:
     return Item(**values)
 
 
+def in_time(each: Item) -> tuple[float, int]:
+    """The order of events (`IN_TIME`); equal ones stay as they were recorded."""
+    return (each.recorded_at if each.event_from is None else each.event_from, each.start or 0)
+
+
 def checksum(values: Mapping[str, Any]) -> int:
     """CRC-32 of what must never change in a row, so that a flipped bit anywhere in it shows."""
     return zlib.crc32(dumps([values[name] for name in LASTING]).encode())
@@ -152,12 +157,18 @@ def get_items(
     return found
 
 
-def need_items(conn: Connection, ids: Sequence[str], name: str, at: int | None = None) -> dict[str, Item]:
+def need_items(
+    conns: Connection | Sequence[Connection], ids: Sequence[str], name: str, at: int | None = None
+) -> dict[str, Item]:
+    """Items by id, which must all be there: on `conns`, or on any of several (the shards of a store)."""
     if isinstance(ids, str):
         raise ValueError(f"{name}: expected a sequence of ids, got a string")
     for each in ids:
         check_text(name, each)
-    found = get_items(conn, ids, at)
+    found: dict[str, Item] = {}
+    for conn in [conns] if isinstance(conns, Connection) else conns:
+        if len(found) < len(ids):
+            found |= get_items(conn, ids, at)
     if missing := [i for i in ids if i not in found]:
         raise StoreError(f"{name}: no item {missing[0]!r} that is current and not forgotten")
     return found

@@ -7,10 +7,14 @@ to one database; what crosses machines (links, exports) uses ids.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Dialect,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -25,12 +29,36 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from nestmem.store.model import KINDS, LINK_TYPES, METRICS, PROC, STATES, TOP_LEVEL
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = MetaData()
 Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column called INTEGER
+
+
+class Pgvector(UserDefinedType[object]):
+    """The column type of the PostgreSQL extension pgvector, of any dimension."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: object) -> str:
+        return "vector"
+
+
+class Floats(TypeDecorator[bytes]):
+    """A vector as the bytes of float32, little endian; on PostgreSQL a `vector`, whose distances the server knows."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        kind: TypeEngine[Any] = Pgvector() if dialect.name == "postgresql" else LargeBinary()
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> object:
+        return value if value is None or dialect.name != "postgresql" else np.frombuffer(value, dtype="<f4")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -122,13 +150,13 @@ hidden = Table(  # forgotten from `born` until `died`
     Index("hidden_died", "died"),
 )
 
-vector = Table(
-    "vector",
+vector = Table(  # not called after itself: PostgreSQL would take the name for pgvector's type
+    "embedding",
     metadata,
     Column("seq", Serial, ForeignKey("item.seq"), primary_key=True, autoincrement=False),
     Column("space", Serial, ForeignKey("space.seq"), primary_key=True, autoincrement=False),
     Column("born", BigInteger, nullable=False),
-    Column("blob", LargeBinary, nullable=False),  # float32, little endian
+    Column("blob", Floats, nullable=False),
     Column("checksum", BigInteger, nullable=False),
     Index("vector_born", "born"),
 )

@@ -11,18 +11,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 from torch import Tensor
 
 from nestmem.store import channels
-from nestmem.store.cache import VectorCache
 from nestmem.store.channels import Scope, Scored
-from nestmem.store.engine import Engine, chunks
+from nestmem.store.engine import chunks
 from nestmem.store.fusion import Part, ReciprocalRank
 from nestmem.store.model import Budget, Dynamics, Found, Hit, Rank, check_number
 from nestmem.store.retention import Retention
 from nestmem.store.rows import get_dynamics, get_items
 from nestmem.store.schema import item, link
+from nestmem.store.shards import Source
 
 
 @dataclass(frozen=True)
@@ -59,25 +59,24 @@ class Question:
         self.scope.where.check()
 
 
-def search(engine: Engine, cache: VectorCache, conn: Connection, ask: Question, generation: int) -> Found:
+def search(sources: Sequence[Source], ask: Question, generation: int) -> Found:
     ask.check()
     deadline = None if ask.budget.ms is None else time.monotonic() + ask.budget.ms / 1000
     limit = ask.k if ask.budget.items is None else min(ask.k, ask.budget.items)
     alone = sum(given is not None for given in (ask.vector, ask.text, ask.near)) == 1 and ask.retention is None
     depth = 2 * limit if alone else max(ask.fusion.depth, limit)  # one ranking by itself needs no candidates to reorder
     while True:
-        rankings, late = _ask(engine, cache, conn, ask, depth, deadline)
+        rankings, late = _ask(sources, ask, depth, deadline)
         parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()})
-        seqs = {ident: seq for rows in rankings.values() for seq, ident, _ in rows}
-        decays = decay_factors(conn, seqs, ask.retention, ask.now)
+        decays = decay_factors(sources, list(parts), ask.retention, ask.now)
         scores = {i: decays[i] * sum(p.part for p in by.values()) for i, by in parts.items()}
         order = sorted(scores, key=lambda i: (-round(scores[i], 12), i))
-        kept = first_of_each_text(conn, order, limit) if ask.distinct else order[:limit]
+        kept = first_of_each_text(sources, order, limit) if ask.distinct else order[:limit]
         if len(kept) >= limit or late or all(len(rows) < depth for rows in rankings.values()):
             break
         depth *= 4
     stopped = "ms" if late else "exhausted" if len(kept) < limit else "k" if limit == ask.k else "items"
-    items = get_items(conn, kept, any_state=True)
+    items = {i: each for s in sources for i, each in get_items(s.conn, kept, any_state=True).items()}
     hits: list[Hit] = []
     size = 0
     for ident in kept:
@@ -86,12 +85,14 @@ def search(engine: Engine, cache: VectorCache, conn: Connection, ask: Question, 
             stopped = "bytes"
             break
         why = _ranks(rankings, parts[ident]) if ask.explain else {}
-        hits.append(Hit(items[ident], scores[ident], why, decays[ident], path_to(conn, ident) if ask.explain else ()))
+        hits.append(
+            Hit(items[ident], scores[ident], why, decays[ident], path_to(sources, ident) if ask.explain else ())
+        )
     return Found(tuple(hits), generation, stopped)
 
 
 def _ask(
-    engine: Engine, cache: VectorCache, conn: Connection, ask: Question, depth: int, deadline: float | None
+    sources: Sequence[Source], ask: Question, depth: int, deadline: float | None
 ) -> tuple[dict[str, Scored], bool]:
     """Rankings by channel, and whether time ran out before all were asked. One is always asked."""
     found: dict[str, Scored] = {}
@@ -100,29 +101,33 @@ def _ask(
             continue
         if found and deadline is not None and time.monotonic() > deadline:
             return found, True
-        if channel == "dense":
-            assert ask.vector is not None and ask.space is not None
-            found[channel] = channels.dense(conn, cache, ask.scope, ask.vector, ask.space, depth)
-        elif channel == "words":
-            assert ask.text is not None
-            found[channel] = channels.words(conn, engine, ask.scope, ask.text, depth)
-        else:
-            assert ask.near is not None
-            found[channel] = channels.near(conn, ask.scope, ask.near, depth)
+        found[channel] = channels.merged([_one(source, channel, ask, depth) for source in sources], depth)
     return found, False
+
+
+def _one(source: Source, channel: str, ask: Question, depth: int) -> Scored:
+    """What one channel finds on one shard."""
+    if channel == "dense":
+        assert ask.vector is not None and ask.space is not None
+        return channels.dense(source, ask.scope, ask.vector, ask.space, depth)
+    if channel == "words":
+        assert ask.text is not None
+        return channels.words(source, ask.scope, ask.text, depth)
+    assert ask.near is not None
+    return channels.near(source, ask.scope, ask.near, depth)
 
 
 def _ranks(rankings: Mapping[str, Scored], parts: Mapping[str, Part]) -> dict[str, Rank]:
     return {c: Rank(p.rank, rankings[c][p.rank - 1][2], p.part) for c, p in parts.items()}
 
 
-def first_of_each_text(conn: Connection, order: Sequence[str], limit: int) -> list[str]:
+def first_of_each_text(sources: Sequence[Source], order: Sequence[str], limit: int) -> list[str]:
     """The first `limit` ids that differ in text."""
     kept: list[str] = []
     seen: set[str] = set()
     for piece in chunks(order, min(500, max(16, 2 * limit))):
-        rows = conn.execute(select(item.c.id, item.c.content_hash).where(item.c.id.in_(piece))).all()
-        hashes = {row.id: row.content_hash for row in rows}
+        query = select(item.c.id, item.c.content_hash).where(item.c.id.in_(piece))
+        hashes = {row.id: row.content_hash for source in sources for row in source.conn.execute(query)}
         for ident in piece:
             if hashes[ident] not in seen:
                 seen.add(hashes[ident])
@@ -132,27 +137,31 @@ def first_of_each_text(conn: Connection, order: Sequence[str], limit: int) -> li
     return kept[:limit]
 
 
-def decay_factors(conn: Connection, seqs: Mapping[str, int], policy: Retention | None, now: float) -> dict[str, float]:
+def decay_factors(
+    sources: Sequence[Source], ids: Sequence[str], policy: Retention | None, now: float
+) -> dict[str, float]:
     """What is left of each item at time `now`, by id; 1 without a policy."""
     if policy is None:
-        return dict.fromkeys(seqs, 1.0)
+        return dict.fromkeys(ids, 1.0)
     left: dict[str, float] = {}
-    moved = get_dynamics(conn, list(seqs.values()))
-    for piece in chunks(list(seqs.values())):
-        columns = (item.c.id, item.c.seq, item.c.level, item.c.recorded_at, item.c.pinned)
-        for row in conn.execute(select(*columns).where(item.c.seq.in_(piece))):
-            use = moved.get(row.seq, Dynamics())
-            since = row.recorded_at if use.last_useful is None else max(use.last_useful, row.recorded_at)
-            left[row.id] = 1.0 if row.pinned else policy.retention(now - since, row.level, use.strength)
+    columns = (item.c.id, item.c.seq, item.c.level, item.c.recorded_at, item.c.pinned)
+    for piece in chunks(ids):
+        for source in sources:
+            rows = source.conn.execute(select(*columns).where(item.c.id.in_(piece))).all()
+            uses = get_dynamics(source.conn, [row.seq for row in rows])
+            for row in rows:
+                use = uses.get(row.seq, Dynamics())
+                since = row.recorded_at if use.last_useful is None else max(use.last_useful, row.recorded_at)
+                left[row.id] = 1.0 if row.pinned else policy.retention(now - since, row.level, use.strength)
     return left
 
 
-def path_to(conn: Connection, ident: str) -> tuple[str, ...]:
+def path_to(sources: Sequence[Source], ident: str) -> tuple[str, ...]:
     """Ids from the top of the tree down to an item, by current containment."""
     path = [ident]
     while True:
         up = select(link.c.src).where(link.c.dst == path[0], link.c.type == "contains", link.c.died.is_(None))
-        parent = conn.execute(up).scalar()
+        parent = next((p for p in (source.conn.execute(up).scalar() for source in sources) if p is not None), None)
         if parent is None or parent in path:
             return tuple(path)
         path.insert(0, parent)

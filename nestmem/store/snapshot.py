@@ -1,8 +1,9 @@
 """Snapshots: a copy of one generation with a manifest that says what must be in it; restore checks both, then swaps
 by rename.
 
-A snapshot is two files: PATH, a database by itself, and PATH.json with its generation, its sha256 and a hash per
-table. Restoring puts the file in place of the store in one step and keeps the old one as `memory.db.before-restore`.
+A snapshot of any store is two files: PATH, a SQLite store by itself (also of a server, or of shards: the rows are
+copied), and PATH.json with its generation, its sha256 and a hash per table. Restoring a SQLite store puts the file in
+its place in one step and keeps the old one as `memory.db.before-restore`; on servers the rows are replaced.
 """
 
 from __future__ import annotations
@@ -12,75 +13,51 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Select, Table, select
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from nestmem.durable import sync
-from nestmem.store import points
-from nestmem.store.engine import Engine, last_commit
+from nestmem.store import points, transfer
+from nestmem.store.engine import last_commit
 from nestmem.store.errors import StoreError
 from nestmem.store.locks import FileLock
-from nestmem.store.schema import SCHEMA_VERSION, item, metadata, space, vector
-
-VOLATILE = ("snapshot", "job", "meta")  # registers of this one store, no part of what it knows
-
-
-def fingerprint(conn: Connection) -> dict[str, dict[str, Any]]:
-    """Rows and a sha256 per table of everything a store knows, as `conn` sees it."""
-    found: dict[str, dict[str, Any]] = {}
-    for table in metadata.sorted_tables:
-        if table.name in VOLATILE:
-            continue
-        total, rows = hashlib.sha256(), 0
-        for row in conn.execute(neutral(table)):
-            values = [v.hex() if isinstance(v, bytes) else v for v in row]
-            total.update(json.dumps(values).encode())
-            rows += 1
-        found[table.name] = {"rows": rows, "sha256": total.hexdigest()}
-    return found
-
-
-def neutral(table: Table) -> Select[Any]:
-    """The rows of a table in order, without row numbers, which differ between engines; items and spaces by name."""
-    columns = [c for c in table.c if c.name != "seq" and not (table is vector and c.name == "space")]
-    query: Select[Any] = select(*columns)
-    if table.name in ("hidden", "dynamics", "vector"):
-        query = query.add_columns(item.c.id).join(item, item.c.seq == table.c.seq)
-    if table is vector:
-        query = query.add_columns(space.c.name).join(space, space.c.seq == vector.c.space)
-    return query.order_by(*table.primary_key.columns)
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from nestmem.store.plain import file_hash, fingerprint
+from nestmem.store.schema import SCHEMA_VERSION
+from nestmem.store.shards import Shards
+from nestmem.store.sqlite import SQLite
 
 
 def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def take(engine: Engine, path: Path) -> tuple[dict[str, Any], str]:
+def take(shards: Shards, path: Path) -> tuple[dict[str, Any], str]:
     """Write a snapshot. Returns the manifest and its hash."""
     if path.exists() or manifest_path(path).exists():
         raise StoreError(f"{path}: already there; a snapshot is never overwritten")
     if not path.resolve().parent.is_dir():
         raise StoreError(f"{path}: the folder {path.resolve().parent} does not exist")
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    sentences = shards.engines[0].sentences
     try:
-        engine.copy_to(aside)
+        copy(shards, aside)
         points.reach("snapshot:copied")
-        with engine.sentences(), engine.opened(aside) as conn:
+        with sentences(), opened(aside) as conn:
             generation, stamp = last_commit(conn)
-            tables = fingerprint(conn)
+            tables = fingerprint([conn])
         manifest = dict(
             schema=SCHEMA_VERSION, generation=generation, stamp=stamp, sha256=file_hash(aside),
             bytes=aside.stat().st_size, tables=tables,
         )  # fmt: skip
         text = json.dumps(manifest, indent=1)
-        with engine.sentences():
+        with sentences():
             write_durably(manifest_path(path), text.encode())
             points.reach("snapshot:manifest")
             os.replace(aside, path)
@@ -88,6 +65,36 @@ def take(engine: Engine, path: Path) -> tuple[dict[str, Any], str]:
     finally:
         aside.unlink(missing_ok=True)
     return manifest, hashlib.sha256(text.encode()).hexdigest()
+
+
+def copy(shards: Shards, path: Path) -> None:
+    """A consistent copy of everything into the new SQLite file `path`, durable."""
+    (engine, *more) = shards.engines
+    if isinstance(engine, SQLite) and not more:
+        engine.copy_to(path)
+        return
+    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as scratch, engine.sentences():
+        plain, file = Path(scratch) / "export", Path(scratch) / "copy.db"
+        transfer.export(shards, plain)
+        file_engine = SQLite(file, engine.clock, engine.actor, 30.0, False)
+        target = Shards([file_engine])
+        try:
+            transfer.import_(target, plain)
+            file_engine.copy_to(path)
+        finally:
+            target.close()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Connection]:
+    """A connection to a snapshot."""
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    pool = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True))
+    try:
+        with pool.connect() as conn:
+            yield conn
+    finally:
+        pool.dispose()
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -170,3 +177,17 @@ def _set_aside(target: Path) -> None:
             os.replace(log, kept.with_name(kept.name + log.name.removeprefix(target.name)))
     kept.unlink(missing_ok=True)
     os.link(target, kept)
+
+
+def restore_rows(shards: Shards, path: Path) -> int:
+    """Put the rows of a snapshot in place of all rows of a store on servers or shards. Returns its generation."""
+    manifest = read_manifest(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch) / "export"
+        source = Shards([SQLite(path, shards.clock, "restore", 30.0, True)])
+        try:
+            transfer.export(source, plain)
+        finally:
+            source.close()
+        transfer.import_(shards, plain, replace=True)
+    return int(manifest["generation"])

@@ -244,6 +244,7 @@ class SQLite(Engine):
         return [] if wrong == ["ok"] else wrong
 
     def copy_to(self, path: Path) -> None:
+        """A consistent copy of everything into the new file `path`, durable."""
         with self.sentences(), self.connection(write=False) as conn:
             source = conn.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
@@ -255,17 +256,6 @@ class SQLite(Engine):
                 target.close()
         sync(path)
         sync(path.resolve().parent)
-
-    @contextmanager
-    def opened(self, path: Path) -> Iterator[Connection]:
-        copy = sa.create_engine(
-            "sqlite://", creator=lambda: sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-        )
-        try:
-            with copy.connect() as conn:
-                yield conn
-        finally:
-            copy.dispose()
 
     def compact(self) -> None:
         with self.exclusive(), self.sentences():

@@ -21,13 +21,13 @@ def add_link(change: Transaction, src: str, dst: str, type: str, weight: float, 
     check_text("evidence", evidence, 10_000)
     if src == dst:
         raise ValueError(f"dst: expected another item than src, got {dst!r} twice")
-    ends = need_items(change.conn, [src, dst], "link")
+    ends = need_items(change.everywhere, [src, dst], "link")
     a, b = ends[src], ends[dst]
     if type == "supersedes":
         raise ValueError("type: supersedes is made by supersede() alone")
     if type == "derived_from":
         seqs = seqs_of(change.conn, [src, dst])
-        if seqs[src] < seqs[dst]:
+        if (a.born, seqs.get(src, 0)) < (b.born, seqs.get(dst, 0)):
             raise ValueError(f"dst: an item cannot be derived from a later one ({dst})")
     if type == "contains":
         if a.level <= b.level:
@@ -66,7 +66,9 @@ def relate(change: Transaction, kind: str, members: Mapping[str, str], descripti
         raise ValueError("members: expected a mapping from at least two ids to roles")
     for role in members.values():
         check_text("role", role)
-    need_items(change.conn, [*members, *([description] if description else [])], "members")
+    there = need_items(change.everywhere, [*members, *([description] if description else [])], "members")
+    if len(change.everywhere) > 1 and len({(i.namespace, i.root) for i in there.values()}) > 1:
+        raise ValueError("members: on shards, a relation stays within one subtree (one namespace and root)")
     given = ("hyperedge", kind, sorted(members.items()), description)
     ident = make_id(0, *given)
     before = change.conn.execute(select(hyperedge.c.died).where(hyperedge.c.id == ident)).first()

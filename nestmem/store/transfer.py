@@ -16,14 +16,14 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Table, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from nestmem.durable import sync
@@ -31,6 +31,7 @@ from nestmem.store import points
 from nestmem.store.engine import Engine, chunks, count, last_commit
 from nestmem.store.errors import StoreError
 from nestmem.store.model import dumps
+from nestmem.store.plain import all_rows, file_hash, one_past
 from nestmem.store.rows import pack, unpack, visible
 from nestmem.store.schema import (
     SCHEMA_VERSION,
@@ -41,17 +42,20 @@ from nestmem.store.schema import (
     journal,
     link,
     member,
+    meta,
     metadata,
+    snapshot,
     space,
     vector,
 )
-from nestmem.store.snapshot import file_hash, neutral
+from nestmem.store.shards import Shards
 
 TABLES = (journal, space, item, hidden, dynamics, link, hyperedge, member)
 LOCAL = (hidden, dynamics)  # keyed by row number, which is written as the item's id
+EDGES = {"hyperedge": "id", "member": "edge"}  # they lie where their members lie
 
 
-def export(engine: Engine, folder: Path) -> dict[str, Any]:
+def export(shards: Shards, folder: Path) -> dict[str, Any]:
     """Write everything into a new folder, which appears whole or not at all. Returns the manifest."""
     if folder.exists():
         raise StoreError(f"{folder}: already there; an export needs a new folder")
@@ -60,17 +64,22 @@ def export(engine: Engine, folder: Path) -> dict[str, Any]:
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with engine.sentences():
+        with shards.engines[0].sentences():
             aside.mkdir()
-            with engine.read() as conn:
-                generation = last_commit(conn)[0]
-                files = {
-                    f"{table.name}.jsonl": _write_rows(conn, table, aside / f"{table.name}.jsonl") for table in TABLES
-                }
+            with shards.read() as sources:
+                conns = [source.conn for source in sources]
+                past = one_past(conns)
+                generation = past[-1]["generation"] if past else 0
+                files = {}
+                for table in TABLES:
+                    name = f"{table.name}.jsonl"
+                    rows = past if table is journal else [dict(r._mapping) for r in all_rows(conns, table)]  # noqa: SLF001
+                    (aside / name).write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
+                    files[name] = len(rows)
                 points.reach("export:items")
-                for number, row in enumerate(conn.execute(select(space).order_by(space.c.seq)).all()):
+                for number, of in enumerate(all_rows(conns[:1], space)):
                     name = f"vectors-{number}.safetensors"
-                    files[name] = _write_vectors(conn, row, aside / name)
+                    files[name] = _write_vectors(conns, of, aside / name)
             about = {name: {"rows": rows, "sha256": file_hash(aside / name)} for name, rows in files.items()}
             manifest = dict(schema=SCHEMA_VERSION, generation=generation, files=about)
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -84,69 +93,83 @@ def export(engine: Engine, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_rows(conn: Connection, table: Any, path: Path) -> int:
-    rows = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for row in conn.execute(neutral(table)):
-            file.write(dumps(dict(row._mapping)) + "\n")  # noqa: SLF001
-            rows += 1
-    return rows
-
-
-def _write_vectors(conn: Connection, of: Any, path: Path) -> int:
+def _write_vectors(conns: Sequence[Connection], of: Any, path: Path) -> int:
     query = select(item.c.id, vector.c.born, vector.c.blob).join(item, item.c.seq == vector.c.seq)
-    rows = conn.execute(query.where(vector.c.space == of.seq).order_by(item.c.seq)).all()
+    query = query.join(space, space.c.seq == vector.c.space).where(space.c.name == of.name).order_by(item.c.seq)
+    rows = [row for conn in conns for row in conn.execute(query)]
     ids = torch.tensor([list(r.id.encode()) for r in rows], dtype=torch.uint8).view(-1, 32)
     born = torch.tensor([r.born for r in rows], dtype=torch.int64)
     save_file({"ids": ids, "born": born, "matrix": unpack([r.blob for r in rows], of.dim)}, path)
     return len(rows)
 
 
-def import_(engine: Engine, folder: Path) -> int:
-    """Fill an empty store from an export. Returns its generation."""
+def import_(shards: Shards, folder: Path, *, replace: bool = False) -> int:
+    """Fill an empty store from an export, or with `replace` one that is not empty. Returns its generation."""
     manifest = _checked(folder)
     try:
         rows = {table.name: list(_read_rows(table, folder / f"{table.name}.jsonl")) for table in TABLES}
         vectors = [_read_vectors(folder / f"vectors-{n}.safetensors", of["dim"]) for n, of in enumerate(rows["space"])]
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise StoreError(f"{folder}: not an export of a store ({error})") from None
-    with engine.write("import") as change:
-        conn = change.conn
-        if count(conn, journal) or count(conn, item) or count(conn, space):
-            raise StoreError(f"{engine.name}: not empty; an export is imported into a new store")
+    past = rows["journal"]
+    ends = (past[-1]["generation"], past[-1]["hash"]) if past and len(shards) > 1 else (0, "none")
+    with shards.write("import") as writing:
+        for place, change in writing.changes.items():
+            if not any(count(change.conn, table) for table in (journal, item, space)):
+                continue
+            if not replace and last_commit(change.conn) != ends:  # the same import, cut short between two shards
+                raise StoreError(f"{shards.name}: not empty; an export is imported into a new store")
+            for table in reversed(metadata.sorted_tables):
+                if table not in (meta, snapshot):
+                    change.conn.execute(delete(table))
+            shards.engines[place].rebuild_words(change.conn, [])
         try:
-            for name in ("journal", "space", "item"):
-                for piece in chunks(rows[name]):
-                    conn.execute(insert(metadata.tables[name]), list(piece))
-            seqs = {r.id: r.seq for r in conn.execute(select(item.c.id, item.c.seq))}
-            numbers = {r.name: r.seq for r in conn.execute(select(space.c.name, space.c.seq))}
-            for name in ("hidden", "dynamics"):
-                for piece in chunks(rows[name]):
-                    given = [{**r, "seq": seqs[r["id"]]} for r in piece]
-                    conn.execute(
-                        insert(metadata.tables[name]), [{k: v for k, v in r.items() if k != "id"} for r in given]
-                    )
-            for name in ("link", "hyperedge", "member"):
-                for piece in chunks(rows[name]):
-                    conn.execute(insert(metadata.tables[name]), list(piece))
-            for of, (ids, born, blobs) in zip(rows["space"], vectors):
-                packed = [
-                    dict(seq=seqs[i], space=numbers[of["name"]], born=b, blob=v, checksum=zlib.crc32(v))
-                    for i, b, v in zip(ids, born, blobs)
-                ]
-                for piece in chunks(packed):
-                    conn.execute(insert(vector), list(piece))
-        except (KeyError, DBAPIError) as error:
+            where = {r["id"]: shards.place(r["namespace"], r["root"]) for r in rows["item"]}
+            homes = {"item": "id", "hidden": "id", "dynamics": "id", "link": "src"}
+            edges = {r["edge"]: where[r["item"]] for r in rows["member"]}
+            for place, change in writing.changes.items():
+                mine = {name: [r for r in rows[name] if where[r[by]] == place] for name, by in homes.items()}
+                mine |= {name: [r for r in rows[name] if edges[r[by]] == place] for name, by in EDGES.items()}
+                mine |= {name: rows[name] for name in ("journal", "space")}  # every shard has the whole past
+                blobs = [[v for v in zip(*of) if where[v[0]] == place] for of in vectors]
+                _fill(shards.engines[place], change.conn, mine, blobs)
+                # The past comes along as it was: the journal ends where the export's ended, so nothing is added.
+                if (last := last_commit(change.conn)[0]) != manifest["generation"]:
+                    raise StoreError(f"{folder}: its journal ends at {last}, its manifest at {manifest['generation']}")
+        except (KeyError, TypeError, DBAPIError) as error:
             raise StoreError(f"{folder}: not an export of a store ({getattr(error, 'orig', error)})") from None
-        # The past comes along as it was: the journal ends where the export's ended, so nothing is added.
-        if last_commit(conn)[0] != manifest["generation"]:
-            raise StoreError(
-                f"{folder}: its journal ends at {last_commit(conn)[0]}, its manifest at {manifest['generation']}"
-            )
-        engine.index_words(
-            conn, [(r.seq, r.text) for r in conn.execute(select(item.c.seq, item.c.text).where(visible(None)))]
-        )
     return int(manifest["generation"])
+
+
+def _fill(
+    engine: Engine,
+    conn: Connection,
+    rows: dict[str, list[dict[str, Any]]],
+    vectors: Sequence[Sequence[tuple[str, int, bytes]]],
+) -> None:
+    """Write the rows of one shard."""
+    _insert(conn, journal, rows["journal"])
+    _insert(conn, space, rows["space"])
+    _insert(conn, item, rows["item"])
+    seqs = {r.id: r.seq for r in conn.execute(select(item.c.id, item.c.seq))}
+    numbers = {r.name: r.seq for r in conn.execute(select(space.c.name, space.c.seq))}
+    for table in LOCAL:
+        given = [{**r, "seq": seqs[r["id"]]} for r in rows[table.name]]
+        _insert(conn, table, [{k: v for k, v in r.items() if k != "id"} for r in given])
+    for table in (link, hyperedge, member):
+        _insert(conn, table, rows[table.name])
+    for of, found in zip(rows["space"], vectors):
+        number = numbers[of["name"]]
+        packed = [dict(seq=seqs[i], space=number, born=b, blob=v, checksum=zlib.crc32(v)) for i, b, v in found]
+        _insert(conn, vector, packed)
+    engine.index_words(
+        conn, [(r.seq, r.text) for r in conn.execute(select(item.c.seq, item.c.text).where(visible(None)))]
+    )
+
+
+def _insert(conn: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    for piece in chunks(rows):
+        conn.execute(insert(table), list(piece))
 
 
 def _checked(folder: Path) -> dict[str, Any]:

@@ -56,47 +56,53 @@ def _write(change: Transaction, seq: int, values: Dynamics, exists: bool) -> Non
         change.conn.execute(insert(dynamics).values(seq=seq, **row))
 
 
-def decay_tick(engine: Engine, change: Transaction, namespace: str, policy: Retention, capacity: int | None) -> Tick:
+def decay_tick(
+    shards: Sequence[tuple[Engine, Transaction]], namespace: str, policy: Retention, capacity: int | None
+) -> Tick:
     """Bring states up to `change.now`; with a capacity, forget down to it."""
-    conn = change.conn
     columns = (item.c.seq, item.c.id, item.c.level, item.c.recorded_at, item.c.pinned)
-    rows = conn.execute(select(*columns).where(item.c.namespace == namespace, visible(None)).order_by(item.c.seq)).all()
-    use = get_dynamics(conn, [row.seq for row in rows])
-    left: dict[int, float] = {}
+    query = select(*columns).where(item.c.namespace == namespace, visible(None)).order_by(item.c.seq)
+    worth: dict[str, float] = {}
+    present: list[set[str]] = []
     states: dict[str, int] = {}
     moved: list[str] = []
-    for row in rows:
-        old = use.get(row.seq, Dynamics())
-        since = row.recorded_at if old.last_useful is None else old.last_useful
-        left[row.seq] = 1.0 if row.pinned else policy.retention(change.now - since, row.level, old.strength)
-        state = policy.state(left[row.seq])
-        states[state] = states.get(state, 0) + 1
-        if state != old.state:
-            _write(change, row.seq, old._replace(state=state), row.seq in use)
-            moved.append(row.id)
-    change.changed(moved)
-    out: list[str] = []
-    if capacity is not None and len(rows) > capacity:
-        worth = {}
+    for _, change in shards:
+        rows = change.conn.execute(query).all()
+        present.append({row.id for row in rows})
+        uses = get_dynamics(change.conn, [row.seq for row in rows])
+        before = len(moved)
         for row in rows:
+            old = uses.get(row.seq, Dynamics())
+            since = row.recorded_at if old.last_useful is None else old.last_useful
+            left = 1.0 if row.pinned else policy.retention(change.now - since, row.level, old.strength)
             if not row.pinned:
-                counts = use.get(row.seq, Dynamics())
-                worth[row.id] = left[row.seq] * (1 + utility_bound(counts.useful, counts.retrievals))
-        out = _least(change, worth, len(rows) - capacity, {row.id for row in rows})
-        forget(engine, change, out, reason="capacity")
-    return Tick(states, tuple(moved), tuple(out), change.generation)
+                worth[row.id] = left * (1 + utility_bound(old.useful, old.retrievals))
+            state = policy.state(left)
+            states[state] = states.get(state, 0) + 1
+            if state != old.state:
+                _write(change, row.seq, old._replace(state=state), row.seq in uses)
+                moved.append(row.id)
+        change.changed(moved[before:])
+    out: list[str] = []
+    every = set().union(*present)
+    if capacity is not None and len(every) > capacity:
+        out = _least([change for _, change in shards], worth, len(every) - capacity, every)
+        for (engine, change), mine in zip(shards, present):
+            forget(engine, change, [ident for ident in out if ident in mine], reason="capacity")
+    return Tick(states, tuple(moved), tuple(out), 0)
 
 
-def _least(change: Transaction, worth: dict[str, float], many: int, present: set[str]) -> list[str]:
+def _least(changes: Sequence[Transaction], worth: dict[str, float], many: int, present: set[str]) -> list[str]:
     """Up to `many` ids of least worth, such that everything derived that stays still rests on something that stays."""
     rests: dict[str, set[str]] = {}
     carries: dict[str, set[str]] = {}
     for piece in chunks(sorted(present)):
         where = and_(link.c.src.in_(piece), link.c.type == "derived_from", link.c.died.is_(None))
-        for row in change.conn.execute(select(link.c.src, link.c.dst).where(where)):
-            if row.dst in present:
-                rests.setdefault(row.src, set()).add(row.dst)
-                carries.setdefault(row.dst, set()).add(row.src)
+        for change in changes:
+            for row in change.conn.execute(select(link.c.src, link.c.dst).where(where)):
+                if row.dst in present:
+                    rests.setdefault(row.src, set()).add(row.dst)
+                    carries.setdefault(row.dst, set()).add(row.src)
     out: list[str] = []
     for ident in sorted(worth, key=lambda i: (worth[i], i)):
         if len(out) == many:

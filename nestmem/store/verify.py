@@ -5,6 +5,7 @@ touches the rest.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, or_, select
@@ -13,6 +14,7 @@ from nestmem.store.engine import Engine, chain, count, last_commit
 from nestmem.store.model import content_hash
 from nestmem.store.rows import checksum, visible
 from nestmem.store.schema import dynamics, hidden, hyperedge, item, job, journal, link, member, snapshot, space, vector
+from nestmem.store.shards import Shards
 
 TALLY = (item, vector, link, hyperedge, hidden, dynamics, snapshot, job)
 
@@ -28,37 +30,39 @@ class Report(NamedTuple):
         return not self.problems
 
 
-def verify(engine: Engine) -> Report:
+def verify(shards: Shards) -> Report:
     """Look at everything; change nothing."""
-    with engine.read() as conn:
-        problems = [f"database: {wrong}" for wrong in engine.check(conn)]
+    with shards.read() as sources:
+        problems = [f"database: {wrong}" for s in sources for wrong in s.engine.check(s.conn)]
         if problems:  # nothing read from a damaged file means anything
             return Report(tuple(problems), 0)
-        rows = sum(count(conn, table) for table in (*TALLY, journal, space, member))
-        for check in (_journal, _items, _vectors, _words, _ties, _grounds, _erased, _counters):
-            problems += check(conn, engine)
+        conns = [source.conn for source in sources]
+        rows = sum(count(conn, table) for conn in conns for table in (*TALLY, journal, space, member))
+        for source in sources:
+            for check in (_journal, _items, _vectors, _words, _erased, _counters):
+                problems += check(source.conn, source.engine)
+        for across in (_ties, _grounds, _places):
+            problems += across(conns, shards)
     return Report(tuple(problems), rows)
 
 
-def repair(engine: Engine) -> list[str]:
-    """Rebuild the word index if it is not what the items say. What else there is to say."""
+def repair(shards: Shards) -> list[str]:
+    """Rebuild the word index where it is not what the items say. What else there is to say."""
     done = []
-    with engine.read() as conn:
-        wrong = _words(conn, engine)
-    if wrong:
-        with engine.exclusive(), engine.sentences(), engine.connection(write=True) as conn, conn.begin():
-            rows = conn.execute(select(item.c.seq, item.c.text).where(visible(None)).order_by(item.c.seq))
-            engine.rebuild_words(conn, [(r.seq, r.text) for r in rows])
-        done.append("word index rebuilt")
+    for engine in shards.engines:
+        with engine.read() as conn:
+            wrong = _words(conn, engine)
+        if wrong:
+            with engine.exclusive(), engine.sentences(), engine.connection(write=True) as conn, conn.begin():
+                rows = conn.execute(select(item.c.seq, item.c.text).where(visible(None)).order_by(item.c.seq))
+                engine.rebuild_words(conn, [(r.seq, r.text) for r in rows])
+            done.append("word index rebuilt")
     return done
 
 
 def _journal(conn: Connection, engine: Engine) -> list[str]:
-    before, expected = "", None
+    before = ""  # a shard has not all generations; that none was taken out shows in the chain
     for row in conn.execute(select(journal).order_by(journal.c.generation)):
-        if expected is not None and row.generation != expected:
-            return [f"journal: generation {expected} is missing"]
-        expected = row.generation + 1
         if row.hash != chain(before, row.generation, row.op, row.actor, row.ids, row.recorded_at, row.payload):
             return [f"journal: generation {row.generation} is not what its hash says"]
         before = row.hash
@@ -94,11 +98,12 @@ def _words(conn: Connection, engine: Engine) -> list[str]:
     return [f"word index: {len(due - there)} items are missing and {len(there - due)} are too many; run repair"]
 
 
-def _ties(conn: Connection, engine: Engine) -> list[str]:
-    """Both ends exist, levels are theirs, new supersedes old, and one current version stands under each key."""
+def _ties(conns: Sequence[Connection], shards: Shards) -> list[str]:
+    """Both ends exist, levels are theirs, new supersedes old; a relation has two members or more."""
     problems = []
-    ends = {r.id: (r.level, r.seq) for r in conn.execute(select(item.c.id, item.c.level, item.c.seq))}
-    for row in conn.execute(select(link)):
+    columns = select(item.c.id, item.c.level, item.c.born, item.c.seq)
+    ends = {r.id: (r.level, (r.born, r.seq)) for conn in conns for r in conn.execute(columns)}
+    for row in (row for conn in conns for row in conn.execute(select(link))):
         src, dst = ends.get(row.src), ends.get(row.dst)
         if src is None or dst is None:
             problems.append(f"link {row.src} {row.type} {row.dst}: an end is missing")
@@ -113,15 +118,18 @@ def _ties(conn: Connection, engine: Engine) -> list[str]:
         .group_by(hyperedge.c.id)
         .having(members < 2)
     )
-    return problems + [f"hyperedge {ident}: fewer than two members" for ident in conn.execute(few).scalars()]
+    lonely = [ident for conn in conns for ident in conn.execute(few).scalars()]
+    return problems + [f"hyperedge {ident}: fewer than two members" for ident in lonely]
 
 
-def _grounds(conn: Connection, engine: Engine) -> list[str]:
+def _grounds(conns: Sequence[Connection], shards: Shards) -> list[str]:
     """Every derived item reaches a verbatim one, unless it was declared to come from outside."""
     below: dict[str, list[str]] = {}
-    for tie in conn.execute(select(link.c.src, link.c.dst).where(link.c.type == "derived_from")):
+    ties = select(link.c.src, link.c.dst).where(link.c.type == "derived_from")
+    for tie in (tie for conn in conns for tie in conn.execute(ties)):
         below.setdefault(tie.src, []).append(tie.dst)
-    rows = conn.execute(select(item.c.id, item.c.level, item.c.prior, item.c.ended).order_by(item.c.seq)).all()
+    columns = select(item.c.id, item.c.level, item.c.prior, item.c.ended, item.c.born).order_by(item.c.seq)
+    rows = sorted((row for conn in conns for row in conn.execute(columns)), key=lambda row: row.born)
     grounded = {r.id for r in rows if r.level == 0 or r.prior}
     problems = []
     for row in rows:  # what an item is derived from stands before it
@@ -130,6 +138,20 @@ def _grounds(conn: Connection, engine: Engine) -> list[str]:
                 grounded.add(row.id)
             elif row.ended != "erased":
                 problems.append(f"item {row.id}: derived (level {row.level}), but it rests on no verbatim item")
+    return problems
+
+
+def _places(conns: Sequence[Connection], shards: Shards) -> list[str]:
+    """Every subtree lies on its shard, and a key has one current version on all of them."""
+    problems = []
+    held: dict[tuple[str, str], int] = {}
+    for n, conn in enumerate(conns if len(conns) > 1 else ()):
+        for row in conn.execute(select(item.c.namespace, item.c.root).distinct()):
+            if shards.place(row.namespace, row.root) != n:
+                problems.append(f"subtree {row.namespace}/{row.root}: on the wrong shard")
+        for row in conn.execute(select(item.c.namespace, item.c.key).where(item.c.died.is_(None))):
+            if held.setdefault((row.namespace, row.key), n) != n:
+                problems.append(f"key {row.key!r}: current on two shards")
     return problems
 
 

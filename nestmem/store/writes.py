@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
 from nestmem.store.errors import StoreError
 from nestmem.store.model import (
+    AUTO,
     TEXT_LIMIT,
     Item,
     New,
@@ -25,7 +26,18 @@ from nestmem.store.model import (
     dumps,
     make_id,
 )
-from nestmem.store.rows import check_vector, checksum, get_items, need_items, need_space, pack, spaces, unpack
+from nestmem.store.rows import (
+    COLUMNS,
+    check_vector,
+    checksum,
+    get_items,
+    need_items,
+    need_space,
+    pack,
+    spaces,
+    to_item,
+    unpack,
+)
 from nestmem.store.schema import dynamics, hidden, hyperedge, item, link, member, vector
 
 
@@ -37,6 +49,7 @@ class Held(NamedTuple):
     content_hash: str
     level: int
     version: int
+    root: str
 
 
 class Row(NamedTuple):
@@ -53,6 +66,10 @@ def put(engine: Engine, change: Transaction, news: Sequence[New], ids: Sequence[
     known = spaces(change.conn)
     made = [prepare(new, known) for new in news]
     held = keys(change.conn, [new for new, _ in made])
+    for other in change.everywhere[1:]:  # automatic keys name their subtree, so they cannot be on two shards
+        elsewhere = keys(other, [new for new, _ in made if not (new.key or "").startswith(AUTO)])
+        if taken := [key for key, there in elsewhere.items() if there.id is not None]:
+            raise ValueError(_moved(taken[0][1], elsewhere[taken[0]].root))
     found: list[str] = []
     rows: list[Row] = []
     more: list[dict[str, Any]] = []  # vectors that an item did not have yet
@@ -69,7 +86,7 @@ def put(engine: Engine, change: Transaction, news: Sequence[New], ids: Sequence[
         ident = ids[place] if ids else _new_id(change, new, version)
         rows.append(Row(new, ident, version, blobs))
         found.append(ident)
-        held[new.namespace or "", new.key or ""] = Held(ident, 0, content_hash(new.text), new.level, version)
+        held[new.namespace or "", new.key or ""] = Held(ident, 0, content_hash(new.text), new.level, version, new.root)
     add(engine, change, rows)
     if more:
         change.conn.execute(insert(vector), more)
@@ -81,7 +98,7 @@ def add(engine: Engine, change: Transaction, rows: Sequence[Row]) -> None:
     if not rows:
         return
     conn = change.conn
-    parents = need_items(conn, list({p for row in rows for p in row.new.parents}), "parents")
+    parents = need_items(change.everywhere, list({p for row in rows for p in row.new.parents}), "parents")
     values = [_item_row(change, row, [parents[p] for p in row.new.parents]) for row in rows]
     seqs = {r.id: r.seq for r in conn.execute(insert(item).returning(item.c.id, item.c.seq), values)}
     vectors = [_vector_row(seqs[row.id], s, change.generation, b) for row in rows for s, b in row.blobs.items()]
@@ -125,13 +142,22 @@ def prepare(new: New, known: Mapping[str, tuple[int, Space]]) -> tuple[New, dict
 def keys(conn: Connection, news: Sequence[New]) -> dict[tuple[str, str], Held]:
     """What is held under the keys of `news`, forgotten items included, by (namespace, key)."""
     found: dict[tuple[str, str], Held] = {}
-    columns = (item.c.id, item.c.seq, item.c.key, item.c.content_hash, item.c.level, item.c.version, item.c.died)
+    columns = (
+        item.c.id,
+        item.c.seq,
+        item.c.key,
+        item.c.content_hash,
+        item.c.level,
+        item.c.version,
+        item.c.died,
+        item.c.root,
+    )
     for namespace in {new.namespace or "" for new in news}:
         for piece in chunks([new.key for new in news if new.namespace == namespace]):
             where = and_(item.c.namespace == namespace, item.c.key.in_(piece))
             for row in conn.execute(select(*columns).where(where).order_by(item.c.version)):
                 ident = row.id if row.died is None else None
-                found[namespace, row.key] = Held(ident, row.seq, row.content_hash, row.level, row.version)
+                found[namespace, row.key] = Held(ident, row.seq, row.content_hash, row.level, row.version, row.root)
     return found
 
 
@@ -139,9 +165,15 @@ def _same(engine: Engine, change: Transaction, there: Held, new: New) -> None:
     """An item that is put again. A forgotten one comes back; another text under the same key is a mistake."""
     if there.content_hash != content_hash(new.text) or there.level != new.level:
         raise ValueError(f"key: {new.key!r} already holds another text or level (item {there.id}); use supersede")
+    if there.root != new.root:
+        raise ValueError(_moved(new.key or "", there.root))
     if change.conn.execute(select(hidden.c.seq).where(hidden.c.seq == there.seq, hidden.c.died.is_(None))).first():
         assert there.id is not None
         _unhide(engine, change, [(there.seq, get_items(change.conn, [there.id], any_state=True)[there.id])])
+
+
+def _moved(key: str, root: str) -> str:
+    return f"root: {key!r} stands in the subtree {root!r}; an item does not move to another"
 
 
 def _missing_vectors(conn: Connection, there: Held, blobs: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -190,7 +222,7 @@ def supersede(engine: Engine, change: Transaction, ident: str, new: New, *, to: 
             raise ValueError(f"{name}: a new version keeps the old one's ({value!r}), got {getattr(new, name)!r}")
     fields["kind"] = new.kind or old.kind
     if old.level != 0 and not new.parents and not new.prior:
-        fields["parents"] = _grounds_now(conn, ident)
+        fields["parents"] = _grounds_now(change, ident)
         fields["prior"] = not fields["parents"]
     new, blobs = prepare(replace(new, **fields), known)
     since = check_number("event_from", new.event_from) if new.event_from is not None else None
@@ -235,15 +267,17 @@ def cut(change: Transaction, where: sa.ColumnElement[bool]) -> int:
     return change.conn.execute(closing.values(died=change.generation, superseded_at=change.now)).rowcount
 
 
-def _grounds_now(conn: Connection, ident: str) -> list[str]:
+def _grounds_now(change: Transaction, ident: str) -> list[str]:
     """The current versions of what an item was derived from."""
+    made_from = select(link.c.dst).where(link.c.src == ident, link.c.type == "derived_from")
+    before = change.conn.execute(made_from).scalars().all()
     then, now = item.alias("then"), item.alias("now")
     same = and_(now.c.namespace == then.c.namespace, now.c.key == then.c.key, now.c.died.is_(None))
-    query = select(now.c.id).join(then, same).join(link, link.c.dst == then.c.id)
-    found = (
-        conn.execute(query.where(link.c.src == ident, link.c.type == "derived_from").order_by(now.c.id)).scalars().all()
-    )
-    return list(get_items(conn, found))
+    found: dict[str, Item] = {}
+    for conn in change.everywhere:
+        query = select(now.c.id).join(then, same).where(then.c.id.in_(before))
+        found |= get_items(conn, conn.execute(query).scalars().all())
+    return sorted(found)
 
 
 def forget(engine: Engine, change: Transaction, ids: Sequence[str], reason: str = "asked") -> None:
@@ -280,28 +314,32 @@ def _unhide(engine: Engine, change: Transaction, rows: Sequence[tuple[int, Item]
     engine.index_words(change.conn, [(seq, each.text) for seq, each in rows])
 
 
-def erase(engine: Engine, change: Transaction, ids: Sequence[str]) -> list[str]:
-    """Empty the rows of items, of all their versions, and of everything derived from them. Returns the ids emptied."""
-    conn = change.conn
-    there = get_items(conn, ids, any_state=True)
-    if missing := [i for i in ids if i not in there]:
-        raise StoreError(f"ids: no item {missing[0]!r}")
-    doomed: dict[str, Item] = {}
-    front = list(there)
+def rests_on(conn: Connection, ids: Sequence[str]) -> set[str]:
+    """Ids here of the items in `ids` (which may lie on other shards), of all their versions, and of everything that
+    rests on them; but not what is erased already.
+    """
+    found: set[str] = set()
+    front = list(ids)
     while front:
-        found = get_items(conn, front, any_state=True)
-        versions: list[str] = []
-        for each in found.values():
-            where = and_(item.c.namespace == each.namespace, item.c.key == each.key)
-            versions += conn.execute(select(item.c.id).where(where)).scalars()
-        family = get_items(conn, versions, any_state=True)
-        doomed |= {i: v for i, v in family.items() if v.ended != "erased"}
+        family = dict(get_items(conn, front, any_state=True))
+        for each in list(family.values()):
+            where = and_(
+                item.c.namespace == each.namespace, item.c.key == each.key, item.c.ended.is_distinct_from("erased")
+            )
+            family |= {row.id: to_item(row) for row in conn.execute(select(*COLUMNS).where(where))}
+        found |= {i for i, v in family.items() if v.ended != "erased"}
         derived: set[str] = set()
-        for piece in chunks(list(family)):
+        for piece in chunks(sorted({*front, *family})):
             where = and_(link.c.dst.in_(piece), link.c.type == "derived_from")
             derived |= set(conn.execute(select(link.c.src).where(where)).scalars())
-        front = sorted(derived - set(doomed))
-        front = [i for i, v in get_items(conn, front, any_state=True).items() if v.ended != "erased"]
+        front = [i for i, v in get_items(conn, sorted(derived - found), any_state=True).items() if v.ended != "erased"]
+    return found
+
+
+def erase(engine: Engine, change: Transaction, ids: Sequence[str]) -> None:
+    """Empty the rows of items that lie here, and cut every tie that names one of `ids`, wherever that lies."""
+    conn = change.conn
+    doomed = {i: each for i, each in get_items(conn, ids, any_state=True).items() if each.ended != "erased"}
     seqs = seqs_of(conn, list(doomed))
     indexed = engine.indexed(conn)
     engine.unindex_words(conn, [(seqs[i], v.text) for i, v in doomed.items() if seqs[i] in indexed])
@@ -315,7 +353,7 @@ def erase(engine: Engine, change: Transaction, ids: Sequence[str]) -> list[str]:
         row |= {name: int(row[name]) for name in ("pinned", "prior", "taint")}
         conn.execute(update(item).where(item.c.seq == seqs[ident]).values(**empty, checksum=checksum(row)))
     edges: set[str] = set()
-    for piece in chunks(list(doomed)):
+    for piece in chunks(list(ids)):
         conn.execute(delete(link).where(or_(link.c.src.in_(piece), link.c.dst.in_(piece))))
         edges |= set(conn.execute(select(member.c.edge).where(member.c.item.in_(piece))).scalars())
         edges |= set(conn.execute(select(hyperedge.c.id).where(hyperedge.c.description.in_(piece))).scalars())
@@ -326,4 +364,3 @@ def erase(engine: Engine, change: Transaction, ids: Sequence[str]) -> list[str]:
         for table in (vector, dynamics, hidden):
             conn.execute(delete(table).where(table.c.seq.in_(piece)))
     change.changed(doomed)
-    return sorted(doomed)

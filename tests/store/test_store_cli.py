@@ -8,6 +8,7 @@ import pytest
 
 from nestmem.cli import main
 from nestmem.store import New, PyramidMerge
+from tests.store.helpers import ON_SQLITE
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def memory(store, place, vectors):
     store.consolidate(PyramidMerge("w", capacities=(4, 2)))
     store.supersede(ids.ids[11], "frame 11, corrected")
     place.close()
-    return place.url
+    return ";".join(map(str, place.urls))
 
 
 def said(capsys, *arguments, code=0):
@@ -53,8 +54,10 @@ def test_keeping_a_store_safe(memory, capsys, place):
     assert "clean" in said(capsys, "verify", folder / "second.db")
 
 
+@ON_SQLITE
 def test_damage_is_shown_and_counted(memory, capsys, place):
     place.close()
+    memory = place.url
     data = bytearray(memory.read_bytes())
     data[data.find(b"frame 3 of") + 6] ^= 1
     memory.write_bytes(data)
@@ -97,3 +100,10 @@ def test_help_names_every_verb(capsys):
 
     text = said(capsys)
     assert all(f"nestmem store {verb} " in text for verb in VERBS)
+
+
+def test_a_password_is_never_shown(capsys):
+    secret = "postgresql://me:hunter2@127.0.0.1:1/db"
+    assert main(["store", "stats", secret]) == 2
+    said = capsys.readouterr()
+    assert "no server answers" in said.err + said.out and "hunter2" not in said.err + said.out

@@ -10,6 +10,7 @@ import torch
 
 from nestmem.errors import UserError
 from nestmem.store import Budget, Filter, New, Store, StoreError, restore
+from tests.store.helpers import ON_SQLITE
 
 SQL = [
     "'; DROP TABLE item; --", '" OR 1=1 --', "%_\\", "words MATCH 'x'", "NEAR(a b)", "a* AND (b OR NOT c)", "{text}: x", "^x",
@@ -17,6 +18,7 @@ SQL = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("place", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -55,7 +57,7 @@ def test_a_bad_item_is_refused_in_one_sentence(store, change, says):
     store.put("there before")
     before = store.fingerprint()
     with pytest.raises((ValueError, StoreError), match=says) as caught:
-        store.put(change.pop("text", "some text"), **change)
+        store.put(**{"text": "some text", **change})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert store.fingerprint() == before
 
@@ -155,6 +157,7 @@ def _sound(path, clock, expected):
         return "noticed" if "\n" not in str(error) else "noticed, but in more than a sentence"
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_noticed(store, place, vectors, share):
     store.put_many([New(f"text number {i}", vectors={"w": vectors[i]}) for i in range(40)])
@@ -165,6 +168,7 @@ def test_a_truncated_file_is_noticed(store, place, vectors, share):
         Store(place.url)
 
 
+@ON_SQLITE
 def test_flipped_bits_are_noticed_or_harmless(store, place, vectors):
     store.put_many([New(f"text number {i}", vectors={"w": vectors[i]}, digest={"n": i}) for i in range(40)])
     store.supersede(store.find(store.items()[0].key).id, "newer")
@@ -193,6 +197,7 @@ def test_flipped_bits_are_noticed_or_harmless(store, place, vectors):
     assert set(seen) == {"noticed", "harmless"}
 
 
+@ON_SQLITE
 def test_a_locked_database_says_so_and_goes_on_later(place):
     store = place.open(timeout=0.2)
     store.put("before")
@@ -207,13 +212,15 @@ def test_a_locked_database_says_so_and_goes_on_later(place):
     assert {i.text for i in store.items()} == {"before", "after"}
 
 
+@ON_SQLITE
 def test_another_writer_that_does_not_end_is_named(place):
     store, other = place.open(timeout=0.2), place.open()
-    with other._engine.exclusive(), pytest.raises(StoreError, match="another process has been writing"):
+    with other._shards.engines[0].exclusive(), pytest.raises(StoreError, match="another process has been writing"):
         store.put("never")
     assert store.put("later").generation == 1
 
 
+@ON_SQLITE
 def test_reading_goes_on_where_nothing_may_be_written(store, place, vectors):
     """Run as another user: the permissions of a folder mean nothing to root."""
     store.put("kept", vectors={"w": vectors[0]})
@@ -246,6 +253,7 @@ def test_reading_goes_on_where_nothing_may_be_written(store, place, vectors):
     )
 
 
+@ON_SQLITE
 def test_a_full_disk_loses_nothing_that_was_acknowledged(store, place):
     """A limit on the size of files stands for the disk."""
     read, write = os.pipe()
@@ -262,7 +270,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(store, place):
                     break
                 os.write(write, f"{step}\n".encode())
             mine.search("x")
-            mine._engine._pool.dispose(close=False)
+            mine._shards.engines[0]._pool.dispose(close=False)
             os._exit(0)
 
     assert _forked(work) == 0
@@ -274,6 +282,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(store, place):
     assert store.verify().clean and store.put("there is room again")
 
 
+@ON_SQLITE
 def test_a_snapshot_or_export_on_a_full_disk_leaves_nothing_behind(store, place):
     store.put_many([f"{i} " + "x" * 20_000 for i in range(40)])
     before = store.fingerprint()

@@ -26,6 +26,11 @@ VECTORS = torch.nn.functional.normalize(torch.randn(32, 4, generator=torch.Gener
 PICK = st.integers(0, 10_000)
 
 
+def of(key):
+    """The fields of an item that its key decides: some subtrees, so that shards all have some."""
+    return {"key": key, "root": f"r{int(key[1:]) % 3}"}
+
+
 class AgainstModel(RuleBasedStateMachine):
     """model: id -> (key, text, level, vector number, parents); what is visible now. hidden: the same, forgotten."""
 
@@ -55,20 +60,20 @@ class AgainstModel(RuleBasedStateMachine):
     )
     def put(self, words, vector, count):
         news = [
-            New(" ".join(words), key=f"k{next(self.numbers)}", vectors={"w": VECTORS[(vector + i) % 32]})
+            New(" ".join(words), **of(f"k{next(self.numbers)}"), vectors={"w": VECTORS[(vector + i) % 32]})
             for i in range(count)
         ]
         for ident, new, i in zip(self.store.put_many(news).ids, news, range(count)):
             self.model[ident] = (new.key, new.text, 0, (vector + i) % 32, ())
 
-    @precondition(lambda self: self.model)
+    @precondition(lambda self: any(v[0].startswith("k") for v in self.model.values()))
     @rule(pick=PICK)
     def put_again(self, pick):
-        ident = self.chosen(pick, self.model)
+        ident = self.chosen(pick, [i for i, v in self.model.items() if v[0].startswith("k")])
         key, text, level, vector, parents = self.model[ident]
         before = self.store.generation
         new = New(
-            text, key=key, level=level, vectors={"w": VECTORS[vector]} if vector is not None else {}, parents=parents
+            text, **of(key), level=level, vectors={"w": VECTORS[vector]} if vector is not None else {}, parents=parents
         )
         assert self.store.put(new).id == ident and self.store.generation == before
 
@@ -77,7 +82,7 @@ class AgainstModel(RuleBasedStateMachine):
     def derive(self, pick, other):
         parents = tuple(sorted({self.chosen(p, self.model) for p in (pick, other)}))
         key = f"k{next(self.numbers)}"
-        ident = self.store.put("made of others", key=key, level=4, parents=parents).id
+        ident = self.store.put("made of others", **of(key), level=4, parents=parents).id
         self.model[ident] = (key, "made of others", 4, None, parents)
 
     @precondition(lambda self: any(v[2] == 0 for v in self.model.values()))
@@ -178,7 +183,7 @@ class AgainstModel(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_any_sequence_of_operations(engine):
-    _run(engine, examples=6, steps=25)
+    _run(engine, examples=6 if engine == "sqlite" else 2, steps=25)
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""Servers that go away, refuse, or are busy: one clear sentence, and nothing lost."""
+
+import pytest
+
+from nestmem.store import New, Store, StoreError
+from nestmem.store.engine import last_commit
+from tests.store.helpers import SERVED
+from tests.store.server import Server, server
+
+
+@pytest.fixture
+def own():
+    """A server for this test alone, durable as by default."""
+    running = Server()
+    yield running
+    running.stop()
+
+
+def refused(match, act):
+    with pytest.raises(StoreError, match=match) as caught:
+        act()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_server_that_vanishes_and_comes_back(own):
+    store = Store(own.url(), timeout=5.0)
+    store.put("before")
+    own.kill()
+    refused("the connection was lost|no server answers", lambda: store.put("during"))
+    refused("no server answers", lambda: store.search("before"))
+    refused("no server answers", lambda: Store(own.url(), timeout=5.0))
+    own.start()
+    assert store.search("before").texts == ("before",), "the same object goes on"
+    assert store.put("during").generation == 2 and store.verify().clean
+    store.close()
+
+
+@SERVED
+def test_a_writer_that_does_not_end_is_waited_for_and_named(place):
+    store = place.open(timeout=0.3)
+    store.put("before")
+    with place.open() as other, other._shards.write("put"):
+        refused("another process has been writing for 0.3 s", lambda: store.put("never"))
+        assert store.search("before").texts == ("before",), "readers do not wait"
+    assert store.put("later").generation == 2
+
+
+@SERVED
+def test_a_connection_that_is_cut_loses_nothing_acknowledged(place):
+    """The server ends the connections of a writer, as an administrator or a crash of one process would."""
+    store = place.open()
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'nestmem' AND pid <> pg_backend_pid()"
+    for step in range(6):
+        store.put(f"step {step}")
+        if step % 2:
+            server().sql(cut)
+    assert [i.text for i in store.items()] == [f"step {n}" for n in range(6)]
+
+    def interrupted():
+        with store._shards.write("put") as writing:
+            server().sql(cut)
+            writing.changes[0].conn.exec_driver_sql("SELECT 1")
+
+    refused("connection was lost", interrupted)
+    assert store.put("after").generation == 7 and store.verify().clean
+
+
+@SERVED
+def test_a_server_that_only_reads(place):
+    with place.open() as store:
+        store.put("kept")
+    with Store(place.url, read_only=True) as reader:
+        assert reader.search("kept").texts == ("kept",)
+        refused("read-only", lambda: reader.put("new"))
+
+
+@SERVED
+def test_addresses_that_are_wrong(place):
+    url = server().url()
+    refused("no server answers", lambda: Store("postgresql://127.0.0.1:1/x", timeout=2.0))
+    refused("no such database", lambda: Store(url.replace("/postgres", "/nothing"), timeout=2.0))
+    refused("refuses this user", lambda: Store(url.replace("nestmem@", "nobody@"), timeout=2.0))
+    refused("no store here", lambda: Store(place.url, read_only=True))
+    with pytest.raises(ValueError, match="url: expected postgresql"):
+        Store("postgresql://host/db?colour=red")
+    server().sql("CREATE SCHEMA IF NOT EXISTS foreign_tables")
+    server().sql("CREATE TABLE IF NOT EXISTS foreign_tables.item (x int)")
+    theirs = server().url(options="-csearch_path=foreign_tables,public")
+    refused("something else", lambda: Store(theirs))
+
+
+@SERVED
+def test_a_vector_too_long_for_the_server(place):
+    with place.open() as store:
+        with pytest.raises(ValueError, match="at most 16,000"):
+            store.space("long", 16_001)
+        assert store.spaces() == {}
+
+
+def test_a_server_without_pgvector_says_so(own):
+    own.sql("CREATE ROLE guest LOGIN")
+    guest = own.url().replace("nestmem@", "guest@")
+    refused("pgvector|no permission", lambda: Store(guest))
+
+
+@SERVED
+def test_many_readers_meanwhile(place):
+    """A reader keeps its generation while a writer goes on."""
+    store, other = place.open(), place.open()
+    store.put_many([New(f"{n}") for n in range(5)])
+    with store._shards.read() as sources:
+        before = last_commit(sources[0].conn)
+        other.put("later")
+        assert last_commit(sources[0].conn) == before
+    assert store.generation == before[0] + 1
