@@ -28,6 +28,7 @@ from algos.checkpoint import Checkpoint, below
 from algos.logs import Log, picture
 from algos.parts import parameters, seeds
 from algos.problem import Part, Problem
+from algos.stored import write_back
 from nestmem.errors import UserError
 from nestmem.memory.base import state_bytes
 from nestmem.probes.value import jsonable
@@ -52,6 +53,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=self.options.lr)
         self.step, self.seconds, self.last_saved = 0, 0.0, 0
         self.notes: list[str] = []
+        self.stored: dict[str, Any] = {}  # what became of a store that the memory has as a level
         if resume:
             found, self.notes = checkpoint.read(self.run_dir)
             self.restore(found)
@@ -87,6 +89,7 @@ class Trainer:
                 if interrupted.asked:
                     self.log.close()
                     raise Stopped(f"stopped at step {self.step}; go on with: nestmem train resume={self.run_dir}")
+        self.stored = write_back(self.problem, str(self.run_dir))
         result = self.test()
         self.log.close()
         return result
@@ -113,6 +116,7 @@ class Trainer:
             "seed": self.config.seed,
             "measure": self.problem.measure,
             "unit": getattr(self.problem, "unit", "%"),
+            "lower_is_better": getattr(self.problem, "lower_is_better", False),
             "score": judged.score.mean,
             "low": judged.score.low,
             "high": judged.score.high,
@@ -123,6 +127,7 @@ class Trainer:
             "step": self.step,
             "seconds": round(self.seconds, 1),
         } | judged.details
+        result |= self.stored
         path = self.run_dir / "result.json"
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(jsonable(result), indent=1))

@@ -4,7 +4,8 @@ Every level answers every query; what is said is a mixture, with one learned wei
     y = sum_l g_l y_l,   g = softmax(MLP(confidence of every level))
 Where outcomes are labels the mixture is over the levels' label distributions: y = log sum_l g_l softmax(y_l).
 A level that can `absorb` is slow: between two ticks of its clock (`spec.period` steps) it is constant, and at a tick it
-takes over what the nearest faster episodic level offers. The other levels see every token. Reads are mixed *or* fed to a
+takes over what the nearest faster episodic level offers. The other levels see every token; with `known` < 1 an outcome that
+a slow level foresaw with that probability takes no slot of the level that feeds it. Reads are mixed *or* fed to a
 core, never both: with both, the mixture leans on the core and its weights say nothing about timescales.
 Legend: B rows, T steps, L levels, D token, V outcome.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nestmem.consolidation import RULES, Rule
+from nestmem.memory.associative import Associative
 from nestmem.memory.base import (
     Aux,
     Consolidation,
@@ -56,10 +58,18 @@ class NestedMemory(Memory):
     """Any memories as levels, `NestedMemory([LSTM(64), Episodic(64), SlowMLP(64, period=16)])`, fastest first.
 
     Levels share `d_model` and `fields`. consolidation: the rule by which a slow level takes items over,
-    "replay" (default), "distill", "reptile" or "hebb"; see `nestmem.consolidation`.
+    "replay" (default), "distill", "reptile" or "hebb"; see `nestmem.consolidation`. known: probability from which on a
+    label that a slow level foresaw is not written into the slots below it; 1 (default): all are written. What fills the
+    slots is then what the slow level does not know, so slots last longer, and that there is one says that it is needed.
     """
 
-    def __init__(self, levels: Sequence[Memory], fields: Fields | None = None, consolidation: str = "replay"):
+    def __init__(
+        self,
+        levels: Sequence[Memory],
+        fields: Fields | None = None,
+        consolidation: str = "replay",
+        known: float = 1.0,
+    ):
         super().__init__()
         if not levels:
             raise ValueError("levels: expected at least one memory, got none")
@@ -89,6 +99,12 @@ class NestedMemory(Memory):
             for slow in range(len(levels))
             if isinstance(levels[slow], Absorbs) and any(m.spec.role == "episodic" for m in levels[:slow])
         }
+        if not 0 < known <= 1:
+            raise ValueError(f"known: expected a probability in (0, 1], got {known}")
+        selective = self.labels and all(isinstance(levels[fast], Associative) for fast in self.source.values())
+        if known < 1 and not selective:
+            raise ValueError("known: expected 1 unless outcomes are labels and slow levels are fed by key-value memories")
+        self.known = known
 
     def initial_state(self, batch_size: int) -> NestedState:
         states = tuple(level.initial_state(batch_size) for level in self.levels)
@@ -129,6 +145,8 @@ class NestedMemory(Memory):
         for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
             if i in self.source:
                 y, aux = level.read(x, held)
+            elif self.known < 1 and i in self.source.values():
+                y, held, aux = self._selectively(i, x, state)
             else:
                 y, held, aux = level.step(x, held) if x.dim() == 2 else level.run(x, held)
             reads.append(y)
@@ -136,6 +154,22 @@ class NestedMemory(Memory):
             states.append(held)
         y, aux = self.combine(reads, auxes)
         return y, NestedState(tuple(states), state.step + steps), aux
+
+    def _selectively(self, fast: int, x: Tensor, state: NestedState) -> tuple[Tensor, State, Aux]:
+        """`_advance` of a level that feeds a slow one and takes only what that does not know."""
+        level, held = self.levels[fast], state.levels[fast]
+        tokens = x if x.dim() == 3 else x[:, None]
+        items = level.items(tokens, held.pending)
+        asked = torch.cat([*items[:2], torch.zeros_like(items.outcome)], -1)
+        unknown = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
+        for slow in (slow for slow, source in self.source.items() if source == fast):
+            answer, _ = self.levels[slow].read(asked, state.levels[slow])
+            foreseen = self.fields.split(answer)[2].softmax(-1)
+            unknown = unknown & ((foreseen * items.outcome).sum(-1) < self.known)
+        y, held, aux = level.run_writing(tokens, held, unknown)
+        if x.dim() == 3:
+            return y, held, aux
+        return y[:, 0], held, Aux(*(None if part is None else part[:, 0] for part in aux[:3]))
 
     def combine(self, reads: Sequence[Tensor], auxes: Sequence[Aux]) -> tuple[Tensor, Aux]:
         """Mix one read per level [..., D]. A probe may pass reads of its own making (interchange, lesions)."""
@@ -203,6 +237,8 @@ def nested(
     ridge: float = 2.0,
     key_code: int = 0,
     slow_sees: str = "items",
+    known: float = 1.0,
+    store: str = "",
 ) -> NestedMemory:
     """LSTM, episodic and slow memory behind one gate, consolidated upwards by replay.
 
@@ -212,6 +248,8 @@ def nested(
     instead of the MLP, with its ridge and key_code; slow=none leaves the slow level out.
     slow_sees: the episodic level's "items" at each tick, which suits what is arbitrary; or "tokens", all of them as they come,
     which suits a rule: then the level comes before the episodic one and has its own pace.
+    known: probability from which on what the slow level foresaw is not written into slots; 1: all is.
+    store: path or URL of a persistent store as the slowest level (docs/store.md); a finished run writes back what it learned.
     """
     if slow_sees not in ("items", "tokens"):
         raise ValueError(f"slow_sees: expected items or tokens, got {slow_sees!r}")
@@ -229,4 +267,9 @@ def nested(
             pass
         case _:
             raise ValueError(f"slow: expected mlp, product or none, got {slow!r}")
-    return NestedMemory(levels, fields, consolidation=consolidation)
+    if store:  # only then the extra `store` is needed
+        from nestmem.store.level import StoreLevel
+        from nestmem.store.store import Store
+
+        levels.append(StoreLevel(Store(store), d_model, fields))
+    return NestedMemory(levels, fields, consolidation=consolidation, known=known)
