@@ -55,13 +55,14 @@ def write(folder: Path, title: str, runs: dict[str, list[Path]]) -> tuple[Path, 
 def summarise(results: Results) -> Comparison:
     """The tables and the verdict; the first memory is the one on trial."""
     first = next(iter(results))
-    measure = results[first][0]["measure"]
-    head = ("memory", f"{measure}, %", f"P({first} better)", "parameters", "state bytes", "training, s", "seeds")
+    measure = f"{results[first][0]['measure']}, {results[first][0].get('unit', '%')}"
+    low = results[first][0].get("lower_is_better", False)
+    head = ("memory", measure, f"P({first} better)", "parameters", "state bytes", "training, s", "seeds")
     rows = [head]
     for label, each in results.items():
         rows.append(
             (
-                label, *_against(results, label, lambda r: r["score"]),
+                label, *_against(results, label, lambda r: r["score"], low),
                 f"{each[0]['parameters']:,}", f"{each[0]['state_bytes']:,}",
                 f"{np.mean([r['seconds'] for r in each]):.0f}", str(len(each)),
             )
@@ -109,22 +110,26 @@ def _value(axis: str) -> Callable[[dict[str, Any]], Any]:
     return lambda result: result["axes"][axis]["value"]
 
 
-def _against(results: Results, label: str, value: Callable[[dict[str, Any]], Any]) -> tuple[str, str]:
-    """Interquartile mean of a memory, and the probability that the first one is better."""
+def _against(
+    results: Results, label: str, value: Callable[[dict[str, Any]], Any], low: bool = False
+) -> tuple[str, str]:
+    """Interquartile mean of a memory, and the probability that the first one is better; `low`: that it is lower."""
     values = [value(r) for r in results[label]]
     if any(isinstance(v, str) or v is None for v in values):
         return str(next(v for v in values if isinstance(v, str) or v is None)), ""
     mean = bootstrap_interval(values)
     shown = f"{mean.mean:.2f}" if mean.n == 1 else f"{mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
-    better = None if label == next(iter(results)) else _improvement(results, label, value)
+    better = None if label == next(iter(results)) else _improvement(results, label, value, low)
     return shown, "" if better is None else f"{better.mean:.2f} [{better.low:.2f}, {better.high:.2f}]"
 
 
-def _improvement(results: Results, label: str, value: Callable[[dict[str, Any]], Any]) -> Interval | None:
+def _improvement(
+    results: Results, label: str, value: Callable[[dict[str, Any]], Any], low: bool = False
+) -> Interval | None:
     ours, theirs = ([value(r) for r in each] for each in (next(iter(results.values())), results[label]))
     if any(isinstance(v, str) or v is None for v in (*ours, *theirs)):
         return None
-    return probability_of_improvement(ours, theirs)
+    return probability_of_improvement(theirs, ours) if low else probability_of_improvement(ours, theirs)
 
 
 def _told(better: Interval | None) -> str:

@@ -117,7 +117,7 @@ class TextProblem(StreamProblem):
     """A decoder on lanes of text. parts: documents by split and source. phases: what is recorded where sources change."""
 
     learner: TextLearner
-    measure, counted, unit = "bits_per_byte", "documents", "bits per byte"
+    measure, counted, unit, lower_is_better = "bits_per_byte", "documents", "bits per byte", True
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from algos import build as build_from
 from algos import text_judge
 from algos.adapt import FastHead
+from algos.comparison import summarise
 from algos.config import configure
 from algos.decoder import Decoder, cross_entropy, layers
 from algos.text_drift import Phases
@@ -344,3 +345,12 @@ def test_a_reader_says_the_same_token_by_token_as_all_at_once(place):
     other = Reader(made, steps=16)
     other.read(tokens)
     assert other.sample(5, 0.0, 0) == reader.sample(5, 0.0, 0)
+
+
+def test_a_comparison_knows_that_fewer_bits_are_better():
+    def result(score):
+        sizes = {"parameters": 1, "state_bytes": 1, "seconds": 1.0}
+        return {"measure": "bits_per_byte", "unit": "bits per byte", "lower_is_better": True, "score": score} | sizes
+
+    found = summarise({"a": [result(2.0 + i / 100) for i in range(5)], "b": [result(2.5 + i / 100) for i in range(5)]})
+    assert found.table[0][1] == "bits_per_byte, bits per byte" and found.table[2][2].startswith("1.00")
