@@ -103,7 +103,9 @@ class NestedMemory(Memory):
             raise ValueError(f"known: expected a probability in (0, 1], got {known}")
         selective = self.labels and all(isinstance(levels[fast], Associative) for fast in self.source.values())
         if known < 1 and not selective:
-            raise ValueError("known: expected 1 unless outcomes are labels and slow levels are fed by key-value memories")
+            raise ValueError(
+                "known: expected 1 unless outcomes are labels and slow levels are fed by key-value memories"
+            )
         self.known = known
 
     def initial_state(self, batch_size: int) -> NestedState:
@@ -157,6 +159,7 @@ class NestedMemory(Memory):
 
     def _selectively(self, fast: int, x: Tensor, state: NestedState) -> tuple[Tensor, State, Aux]:
         """`_advance` of a level that feeds a slow one and takes only what that does not know."""
+        assert self.fields is not None, "checked at the start"
         level, held = self.levels[fast], state.levels[fast]
         tokens = x if x.dim() == 3 else x[:, None]
         items = level.items(tokens, held.pending)
@@ -169,7 +172,7 @@ class NestedMemory(Memory):
         y, held, aux = level.run_writing(tokens, held, unknown)
         if x.dim() == 3:
             return y, held, aux
-        return y[:, 0], held, Aux(*(None if part is None else part[:, 0] for part in aux[:3]))
+        return y[:, 0], held, Aux(aux.confidence[:, 0], None if aux.weights is None else aux.weights[:, 0])
 
     def combine(self, reads: Sequence[Tensor], auxes: Sequence[Aux]) -> tuple[Tensor, Aux]:
         """Mix one read per level [..., D]. A probe may pass reads of its own making (interchange, lesions)."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import nestmem
-from nestmem import LSTM, Episodic, Fields, NestedMemory, SlowMLP
+from nestmem import LSTM, Episodic, Fields, NestedMemory, SlowMLP, TensorProduct
 
 FIELDS = Fields(6, 0, 3)
 D = FIELDS.width
@@ -58,6 +58,34 @@ def test_the_mixture_is_a_distribution_and_a_replaced_read_moves_it():
     torch.testing.assert_close(memory.combine([r for r, _ in own], [a for _, a in own])[0], y)
     donor = [r.roll(1, 0) for r, _ in own]
     assert not torch.allclose(memory.combine([own[0][0], donor[1], own[2][0]], [a for _, a in own])[0], y)
+
+
+def test_what_the_slow_level_foresaw_takes_no_slot():
+    torch.manual_seed(0)
+    fields = Fields(6, 0, 3)
+    levels = [Episodic(D, fields, slots=16), TensorProduct(D, fields, period=4, ridge=0.1)]
+    memory, writes_all = (NestedMemory(levels, fields, known=known) for known in (0.5, 1.0))
+    keys = torch.eye(6)[:4]
+    x = torch.zeros(1, 13, D)
+    x[0, :12, :6] = torch.cat(
+        [keys, keys + torch.eye(6)[4] / 2, keys + torch.eye(6)[5] / 2]
+    )  # other looks, new to slots
+    x[0, 1:, 6:] = F.one_hot(torch.tensor([0, 1, 2, 0]).repeat(3), 3).float()
+    written = lambda state: int(state.levels[0].slots.clock[0])
+    _, first = memory(x[:, :5])
+    assert written(first) == written(memory(x[:, 5:], first)[1]) == 4
+    assert written(writes_all(x)[1]) == 12
+    changed = x.clone()
+    changed[0, 9:, 6:] = changed[0, 9:, 6:].roll(1, -1)  # other labels than the slow level foresees
+    assert written(memory(changed[:, 5:], first)[1]) == 8
+    y, end, _ = memory.trace(x)
+    state, stepwise = memory.initial_state(1), []
+    for t in range(13):
+        answer, state, _ = memory.step(x[:, t], state)
+        stepwise.append(answer)
+    torch.testing.assert_close(torch.stack(stepwise, 1), y)
+    torch.testing.assert_close(state.levels[1].w, end.levels[1].w)
+    assert written(state) == written(end)
 
 
 def test_reset_clears_every_level_faster_than_the_event():
@@ -116,6 +144,8 @@ def test_any_levels_in_any_number():
             lambda: NestedMemory([LSTM(4)], consolidation="dream"),
             "consolidation: expected one of replay, distill, reptile",
         ),
+        (lambda: NestedMemory([LSTM(4)], known=0.0), r"known: expected a probability in \(0, 1\], got 0.0"),
+        (lambda: NestedMemory([Episodic(4), SlowMLP(4)], known=0.5), "known: expected 1 unless outcomes are labels"),
     ],
 )
 def test_bad_levels_are_named(make, says):

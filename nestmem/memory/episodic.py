@@ -123,9 +123,14 @@ class Episodic(Associative):
         return state._replace(keys=keys, cues=cues, outcomes=outcomes, slots=slots)
 
     def run(self, x: Tensor, state: EpisodicState) -> tuple[Tensor, EpisodicState, Aux]:
+        if self._stepwise(x, state):
+            return super().run(x, state)
+        return self.run_writing(x, state, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+
+    def run_writing(self, x: Tensor, state: EpisodicState, wanted: Tensor) -> tuple[Tensor, EpisodicState, Aux]:
         """Which slot holds what at each step is decided first, on booleans; then one masked attention reads all steps."""
-        if self.write_when == "surprise" or traced(x) or traced(self.log_beta) or traced(state.keys):
-            return super().run(x, state)  # surprise depends on what was just read
+        if self._stepwise(x, state):
+            return super().run_writing(x, state, wanted)
         steps = x.shape[1]
         new = self.items(x, state.pending)
         # Candidates: the S old slots, then the T new items.
@@ -133,7 +138,7 @@ class Episodic(Associative):
         held = self._unpack(packed)
         with torch.no_grad():
             same = self._same(new, held)  # [B, T, S + T]
-            wanted = arrived(new)
+            wanted = wanted & arrived(new)
             slots = state.slots
             owner = torch.arange(self.slots, device=x.device).expand_as(slots.valid)
             owners, valids, ages = [], [], []
@@ -156,6 +161,10 @@ class Episodic(Associative):
     def consolidate(self, state: EpisodicState) -> tuple[EpisodicState, Consolidation]:
         """Offers everything it holds for replay, and keeps it."""
         return state, Consolidation(self._unpack(Item(*state[:3])), state.slots.valid)
+
+    def _stepwise(self, x: Tensor, state: EpisodicState) -> bool:
+        """Surprise depends on what was just read, and under a transform no booleans can be looked at."""
+        return self.write_when == "surprise" or traced(x) or traced(self.log_beta) or traced(state.keys)
 
     def _pack(self, item: Item) -> Item:
         """As it is kept. Keys and cues are unit vectors, labels one-hot; other outcomes have no bound and stay floats."""
