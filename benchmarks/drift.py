@@ -49,6 +49,11 @@ METHODS: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
         ["memory=tensor_product"],
         {"bindings": ["memory.key_code=59", "memory.bits=8"], "rules": ["memory.key_code=23", "memory.bits=32"]},
     ),
+    "slow-same": (
+        "slow only, as in nested",
+        ["memory=tensor_product"],
+        {"bindings": ["memory.bits=8", "memory.ridge=4"], "rules": ["memory.key_code=8"]},
+    ),
     "lstm": ("LSTM carried", LSTM, {"bindings": ["memory.hidden=617"], "rules": ["memory.hidden=392"]}),
     "lstm-reset": (
         "LSTM reset at every visit",
