@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from algos import continual, fewshot, lessons, recall, rl2, text, timescales, visits
+from algos import continual, fewshot, lessons, maml_rl, recall, rl2, text, timescales, visits
 from algos.config import memory_options
 from algos.parts import device, parameters, seeds
 from algos.problem import Problem
@@ -34,6 +34,8 @@ BY_ENV = {
 def kind(config: DictConfig) -> ModuleType:
     """The kind of problem a configuration asks for."""
     env, algo = config.env.name, config.algo.name
+    if env in rl2.FAMILIES and algo in maml_rl.ALGOS:
+        return maml_rl
     found = BY_ENV.get(env) or (lessons if algo in lessons.ALGOS else fewshot)
     if algo not in found.ALGOS:
         expected = found.ALGOS if env in BY_ENV else (*fewshot.ALGOS, *lessons.ALGOS)

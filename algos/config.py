@@ -369,6 +369,22 @@ class RL2:
 
 
 @dataclass
+class MamlRL:
+    """A policy that gradient steps adapt within a trial; goes with memory=none. See algos/maml_rl.py."""
+
+    name: str = "maml_rl"
+    width: int = 64
+    inner: int = 1  # gradient steps; a trial is dealt to one more phase than that
+    rate: float = 0.3  # of the inner steps
+    adapt: str = "all"  # head: ANIL
+    second_order: bool = True
+    estimator: str = "lvc"  # or dice; see algos/policy_gradient.py
+    gamma: float = 0.99
+    epochs: int = 3
+    clip: float = 0.2
+
+
+@dataclass
 class Filtering:
     """Predict the next tokens of env=timescales, the state carried from update to update; see algos/timescales.py."""
 
@@ -456,7 +472,7 @@ ENVS = (
     Recall,
     Babilong,
 )
-ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, Filtering, Decode)
+ALGOS = (BlackBox, Maml, Prototypes, Oml, Anml, Pretrain, Continual, RL2, MamlRL, Filtering, Decode)
 
 
 def _store() -> None:

@@ -68,7 +68,16 @@ def judge(problem: RL2Problem, split: str, trials: int, thorough: bool) -> Judge
     scalars = {"return_of_episode": float(found.returns[:, -count:].mean())}
     scalars["last_step"] = 100 * float(found.last[:, -count:].mean())
     drawn = {key: figures.lines({"this run": line["points"]}, line["x"], line["y"]) for key, line in lines.items()}
-    return Judged(score, scalars, drawn, {"lines": lines, "numbers": numbers})
+    videos = film(problem, split) if thorough else {}
+    return Judged(score, scalars, drawn, {"lines": lines, "numbers": numbers}, videos)
+
+
+def film(problem: RL2Problem, split: str) -> dict[str, list[Array]]:
+    """One trial of the length of training, a picture every tenth step; nothing where rendering does not work."""
+    env, _ = problem.play(split, 1, film=10)
+    frames = list(env.film.frames)  # type: ignore[attr-defined]
+    env.film.close()  # type: ignore[attr-defined]
+    return {"trial": frames} if frames else {}
 
 
 def play(problem: RL2Problem, split: str, trials: int, **options: Any) -> tuple[Trials, Played]:

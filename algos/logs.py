@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -47,6 +53,15 @@ class Log:
     def image(self, step: int, tag: str, picture: Tensor) -> None:
         """picture [H, W, 3] in 0..1."""
         self.board.add_image(tag, picture, step, dataformats="HWC")
+
+    def video(self, step: int, tag: str, frames: Sequence[NDArray[np.uint8]], milliseconds: int = 100) -> None:
+        """Frames [H, W, 3] of 0 to 255 as a moving picture (GIF), which TensorBoard plays among the images."""
+        pictures = [Image.fromarray(frame) for frame in frames]
+        buffer = io.BytesIO()
+        pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+        height, width, _ = frames[0].shape
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
+        self.board.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def text(self, tag: str, text: str) -> None:
         self.board.add_text(tag, "```\n" + text + "\n```")

@@ -6,10 +6,13 @@ A problem joins a learner with the source of its experience: few-shot tasks (`al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nestmem.probes import Interval
@@ -30,13 +33,14 @@ Optimize = Callable[[Iterable[Part]], dict[str, float]]
 
 
 class Judged(NamedTuple):
-    """score: the headline with its interval, n being what it was measured on. scalars and figures: for the log.
-    details: what the result file says beyond the score; see `algos.report` for the keys that become figures and tables."""
+    """score: the headline with its interval, n being what it was measured on. scalars, figures, videos (frames [H, W, 3]): for the
+    log. details: what the result file says beyond the score; see `algos.report` for the keys that become figures and tables."""
 
     score: Interval
     scalars: dict[str, float]
     figures: dict[str, Figure]
     details: dict[str, Any]
+    videos: Mapping[str, Sequence[NDArray[np.uint8]]] = MappingProxyType({})
 
 
 class Problem(Protocol):

@@ -57,7 +57,7 @@ class RL2Problem:
         options: DictConfig,
         seeds: dict[str, int],
         device: torch.device,
-        protocol: tuple[int, int, int] = (10, 3, 500),
+        protocol: tuple[int, int, int],
     ):
         if not 1 <= algo.minibatches <= options.tasks:
             raise UserError(f"algo.minibatches: expected 1 to trainer.tasks ({options.tasks}), got {algo.minibatches}")
@@ -103,11 +103,15 @@ class RL2Problem:
         self.learner.see(found.seen)
         metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         metrics |= {"reward": float(found.rewards.mean()), "explained": float(explained)}
-        if self.env.success is not None:
-            ends = goal_trials.played(found.rewards.cpu().numpy(), found.success.cpu().numpy(), self.env.episodes)
-            metrics |= {"any_step": 100 * float(ends.any.mean()), "last_step": 100 * float(ends.last.mean())}
-            metrics["restarts"] = float(self.env.restarts)
-        return metrics
+        return metrics | self.reached(found)
+
+    def reached(self, found: ppo.Rollout) -> dict[str, float]:
+        """Success in percent and simulators started anew, for the log, where a family has them."""
+        if self.env.success is None:
+            return {}
+        ends = goal_trials.played(found.rewards.cpu().numpy(), found.success.cpu().numpy(), self.env.episodes)
+        success = {"any_step": 100 * float(ends.any.mean()), "last_step": 100 * float(ends.last.mean())}
+        return success | {"restarts": float(self.env.restarts)}
 
     def validate(self) -> Judged:
         return self.judge("val", self.options.eval_tasks, thorough=False)
@@ -209,6 +213,12 @@ def maker(env: DictConfig) -> Callable[..., Trials]:
     return make
 
 
+def protocol(env: DictConfig) -> tuple[int, int, int]:
+    """Episodes to adapt in and to score, and steps of the longer ones, of families with a goal."""
+    adapt, scored, horizon = (env.get(key, default) for key, default in zip(PROTOCOL, (10, 3, 500), strict=True))
+    return adapt, scored, horizon
+
+
 def learner(config: DictConfig) -> Agent:
     """An agent with freshly drawn weights, or with those of the run algo.start names."""
     informed = config.algo.baseline == "informed"
@@ -233,5 +243,5 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
     """The problem of a configuration with algo=rl2."""
     return RL2Problem(
         learner(config).to(device), maker(config.env), FAMILIES[config.env.name][1],
-        config.algo, config.trainer, seeds, device, tuple(config.env[k] for k in PROTOCOL if k in config.env) or (10, 3, 500),
+        config.algo, config.trainer, seeds, device, protocol(config.env),
     )  # fmt: skip

@@ -134,6 +134,8 @@ class Trainer:
         partial.replace(path)
         for tag, figure in judged.figures.items():
             self.log.image(self.step, f"test/{tag}", picture(figure))
+        for tag, frames in judged.videos.items():
+            self.log.video(self.step, f"test/{tag}", frames)
         flat = {f"{g}.{k}": v for g in ("env", "algo", "memory", "trainer") for k, v in self.config[g].items()}
         self.log.hparams(flat | {"seed": self.config.seed}, {f"test/{self.problem.measure}": judged.score.mean})
         return result

@@ -26,6 +26,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
+from envs.film import Film
 from envs.simulated import Simulated, copied, python_state
 from envs.trials import Array
 from nestmem.errors import UserError
@@ -44,7 +45,8 @@ class Task(NamedTuple):
 
 class MetaWorld(Simulated):
     """trials: N. benchmark: ML1, ML10 or ML45. task: of ML1; several are separated by commas. split: train, val or test; outside
-    training, trials go through the goals in order. goals: of each task and split. seed: of the goals."""
+    training, trials go through the goals in order. goals: of each task and split. seed: of the goals. film: take a picture of the
+    first trial every so many steps, 0: none."""
 
     unit = 10.0
     hidden_size = 3
@@ -64,6 +66,7 @@ class MetaWorld(Simulated):
         seed: int = 0,
         split: str = "train",
         patience: float = 60.0,
+        film: int = 0,
     ):
         for name, value, least in (
             ("tasks", tasks, 1),
@@ -83,7 +86,7 @@ class MetaWorld(Simulated):
         self.tasks, self.visits, self.drift, self.cue, self.split = tasks, visits, drift, bits, split
         self.stay = episodes  # episodes of a visit
         self.revisits = tasks * visits > 1
-        self.goals, self.goal_seed = goals, seed
+        self.goals, self.goal_seed, self.every, self.film = goals, seed, film, Film()
         low, high = np.full(OBSERVED + bits, -np.inf, np.float32), np.full(OBSERVED + bits, np.inf, np.float32)
         actions = Box(-1.0, 1.0, (4,), np.float32)
         super().__init__(
@@ -124,6 +127,11 @@ class MetaWorld(Simulated):
                     self.tasks_of[row][i] = moved(self.tasks_of[row][i], self.drift, self.walks[row])
                 self.sims[row] = self.built[row].get(self.tasks_of[row][i].name)
         super().begin()
+
+    def act(self, actions: Array) -> Array:
+        if self.every and self.time % self.every == 0:
+            self.film.take(self.sims[0])
+        return super().act(actions)
 
     def task(self, row: int) -> Task:
         """What a row is in now."""

@@ -1,5 +1,6 @@
 """RL^2 on Meta-World: a run from the command line, resuming bit for bit, and an evaluator that counts every goal alike."""
 
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -7,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from algos import build, goal_trials
 from algos.config import configure
@@ -44,6 +47,11 @@ def test_a_run_from_the_command_line(tmp_path):
     assert len(result["lines"]["adaptation_in_trial_reset"]["points"]) == 2
     rows = (run / "scalars.jsonl").read_text()
     assert all(f'"{tag}"' in rows for tag in ("val/success", "train/restarts", "train/any_step", "train/task_error"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert "test/adaptation_in_trial" in events.Tags()["images"]
+    if "test/trial" in events.Tags()["images"]:  # where rendering works
+        film = Image.open(io.BytesIO(events.Images("test/trial")[0].encoded_image_string))
+        assert film.format == "GIF" and film.size == (160, 160) and film.n_frames == 1
     held = load_file(run / "checkpoints/step-00000004/tensors.safetensors")
     assert held["learner.normal.count"] == held["learner.pay.count"] == 4 * 4 * 10
 
