@@ -74,6 +74,11 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "needle-16x": (at_least(95), TEXT_RECALL),
     "text-bpb-by-position": (("above 0", lambda row: (row["low"] or row["value"]) > 0), ""),
     "text-flatness": (at_most(1.1), ""),
+    **{f"store-puts-vs-{peer}": (at_least(3), "") for peer in ("sqlite-vec", "lancedb", "chroma")},
+    **{f"store-search-100k-vs-{peer}": (at_least(3), "") for peer in ("sqlite-vec", "lancedb", "chroma")},
+    "store-recall-100k": (at_least(100), "nestmem.store, SQLite"),
+    "store-crash": (at_least(100), ""),
+    "store-failover-lost": (at_most(0), ""),
 }
 
 

@@ -51,15 +51,15 @@ def dense(source: Source, scope: Scope, vector: Tensor, space: str, depth: int) 
     engine, cache, conn = source
     row, of = need_space(spaces(conn), space)
     query = check_vector(vector, of)
-    there = engine.nearest(conn, scope.clause, row, of, query, depth)
-    if there is not None:
-        return there
+    if engine.compares:
+        return engine.nearest(conn, scope.clause, row, of, query, depth)
     if scope.present:
-        among = None
-        if not scope.where.plain:
-            among = np.array(conn.execute(select(item.c.seq).where(scope.clause)).scalars().all(), dtype=np.int64)
         with cache.lock:
-            return cache.block(conn, scope.namespace, row, of).best(query, depth, scope.where.levels, among)
+            block = cache.block(conn, scope.namespace, row, of)
+            if scope.where.lasting:
+                return block.best(query, depth, block.chosen(scope.where))
+            among = conn.execute(select(item.c.seq).where(scope.clause)).scalars().all()
+            return block.best(query, depth, block.alive & np.isin(block.seqs, np.array(among, dtype=np.int64)))
     seqs, ids, _, matrix = load(conn, row, of, scope.clause)
     scores = np.round(similarity(matrix, query, of.metric).numpy(), DIGITS)
     return top(scores, seqs, ids, depth)

@@ -24,6 +24,8 @@ from nestmem.store.errors import StoreError
 from nestmem.store.model import Space, dumps
 from nestmem.store.schema import item, journal
 
+LAST = select(journal.c.generation, journal.c.hash).order_by(journal.c.generation.desc()).limit(1)
+
 
 @dataclass
 class Transaction:
@@ -49,9 +51,7 @@ class Transaction:
 
 def last_commit(conn: Connection) -> tuple[int, str]:
     """The current generation and the hash that stamps it; (0, "") for a new store."""
-    row = conn.execute(
-        select(journal.c.generation, journal.c.hash).order_by(journal.c.generation.desc()).limit(1)
-    ).first()
+    row = conn.execute(LAST).first()
     return (0, "") if row is None else (row.generation, row.hash)
 
 
@@ -69,6 +69,7 @@ class Engine:
     folder: Path | None = None
     read_only: bool = False
     longest: int = 65_536  # numbers in a vector
+    compares: bool = False  # whether it ranks vectors itself (`nearest`); else the caller scans them (`cache.py`)
 
     def __init__(self, clock: Callable[[], float], actor: str) -> None:
         self.clock, self.actor = clock, actor
@@ -121,11 +122,9 @@ class Engine:
 
     def nearest(
         self, conn: Connection, where: sa.ColumnElement[bool], space: int, of: Space, query: Tensor, limit: int
-    ) -> list[tuple[int, str, float]] | None:
-        """The best `limit` of the vectors of a space whose items meet `where`, as (seq, id, similarity), ties by id.
-        None: this database cannot compare vectors, so the caller scans them (`cache.py`).
-        """
-        return None
+    ) -> list[tuple[int, str, float]]:
+        """The best `limit` of the vectors of a space whose items meet `where`, as (seq, id, similarity), ties by id."""
+        raise NotImplementedError
 
     def compact(self) -> None:
         """Rewrite the files so that nothing of what was deleted is left in them."""

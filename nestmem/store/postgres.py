@@ -51,6 +51,7 @@ class Postgres(Engine):
     """
 
     longest = 16_000  # of a pgvector
+    compares = True
 
     def __init__(self, url: str, clock: Callable[[], float], actor: str, timeout: float, read_only: bool):
         super().__init__(clock, actor)

@@ -71,9 +71,9 @@ class Filter:
         return self
 
     @property
-    def plain(self) -> bool:
-        """Whether it asks for nothing but levels, which the vector cache knows by itself."""
-        return self == Filter(levels=self.levels)
+    def lasting(self) -> bool:
+        """Whether it asks only for what never changes in an item, which the vector cache knows by itself."""
+        return self.states is None and self.valid_at is None
 
     def clause(self) -> sa.ColumnElement[bool]:
         """Everything but visibility in time."""

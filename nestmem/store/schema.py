@@ -132,6 +132,7 @@ item = Table(
     UniqueConstraint("id", "level"),
     CheckConstraint("(died IS NULL) = (ended IS NULL)", name="an_end_has_a_reason"),
     _current("item_current", "namespace", "key"),
+    Index("item_key", "namespace", "key"),
     Index("item_place", "namespace", "root", "level"),
     Index("item_born", "born"),
     Index("item_died", "died"),

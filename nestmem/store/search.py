@@ -18,7 +18,7 @@ from nestmem.store import channels
 from nestmem.store.channels import Scope, Scored
 from nestmem.store.engine import chunks
 from nestmem.store.fusion import Part, ReciprocalRank
-from nestmem.store.model import Budget, Dynamics, Found, Hit, Rank, check_number
+from nestmem.store.model import Budget, Dynamics, Found, Hit, Item, Rank, check_number
 from nestmem.store.retention import Retention
 from nestmem.store.rows import get_dynamics, get_items
 from nestmem.store.schema import item, link
@@ -71,12 +71,11 @@ def search(sources: Sequence[Source], ask: Question, generation: int) -> Found:
         decays = decay_factors(sources, list(parts), ask.retention, ask.now)
         scores = {i: decays[i] * sum(p.part for p in by.values()) for i, by in parts.items()}
         order = sorted(scores, key=lambda i: (-round(scores[i], 12), i))
-        kept = first_of_each_text(sources, order, limit) if ask.distinct else order[:limit]
+        items, kept = first_of_each_text(sources, order, limit, ask.distinct)
         if len(kept) >= limit or late or all(len(rows) < depth for rows in rankings.values()):
             break
         depth *= 4
     stopped = "ms" if late else "exhausted" if len(kept) < limit else "k" if limit == ask.k else "items"
-    items = {i: each for s in sources for i, each in get_items(s.conn, kept, any_state=True).items()}
     hits: list[Hit] = []
     size = 0
     for ident in kept:
@@ -121,20 +120,24 @@ def _ranks(rankings: Mapping[str, Scored], parts: Mapping[str, Part]) -> dict[st
     return {c: Rank(p.rank, rankings[c][p.rank - 1][2], p.part) for c, p in parts.items()}
 
 
-def first_of_each_text(sources: Sequence[Source], order: Sequence[str], limit: int) -> list[str]:
-    """The first `limit` ids that differ in text."""
+def first_of_each_text(
+    sources: Sequence[Source], order: Sequence[str], limit: int, distinct: bool
+) -> tuple[dict[str, Item], list[str]]:
+    """The first `limit` ids, which differ in text if `distinct`; and the items seen on the way."""
     kept: list[str] = []
+    items: dict[str, Item] = {}
     seen: set[str] = set()
-    for piece in chunks(order, min(500, max(16, 2 * limit))):
-        query = select(item.c.id, item.c.content_hash).where(item.c.id.in_(piece))
-        hashes = {row.id: row.content_hash for source in sources for row in source.conn.execute(query)}
+    for piece in chunks(order, min(500, max(16, limit))):
+        for source in sources:
+            items |= get_items(source.conn, piece, any_state=True)
         for ident in piece:
-            if hashes[ident] not in seen:
-                seen.add(hashes[ident])
+            text = items[ident].content_hash if distinct else ident
+            if text not in seen:
+                seen.add(text)
                 kept.append(ident)
         if len(kept) >= limit:
             break
-    return kept[:limit]
+    return items, kept[:limit]
 
 
 def decay_factors(

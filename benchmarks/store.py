@@ -1,0 +1,340 @@
+"""Claims store-puts-vs-PEER, store-search-100k-vs-PEER, store-recall-100k: the store beside what one would pick instead.
+
+    python -m benchmarks.store [SIZES]        default 10000,100000; add 1000000 for an hour more
+    python -m benchmarks.store crash          claim store-crash: SIGKILL at every commit point of every operation
+
+Peers: sqlite-vec through apsw, LanceDB and Chroma, from the group `bench`; one that is not installed is left out and said so.
+All get the same clustered unit vectors [N, 128] with a short text and one of ten groups, take turns in every round of one run, and
+commit as durably as they can be told to: sqlite-vec in WAL with synchronous=FULL like ours, LanceDB and Chroma as they come
+(neither says that it syncs a single put). Searches ask for 10; a filtered one for one group of ten. sqlite-vec has the group as
+partition key, its fastest filter; LanceDB scans exactly, Chroma has its HNSW graph. Ours also writes words, checksums and a
+journal at every put. Recall is against a scan in float64. Medians over rounds, with the smallest and largest as bounds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.results import load, row, save
+from nestmem.store import Filter, New, Store
+
+DIM, GROUPS, K, ROUNDS, SINGLE, QUERIES, BATCH = 128, 10, 10, 5, 60, 20, 1000
+
+
+def data(many: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Unit vectors [N, 128] in clusters, as embeddings are."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(200, DIM))
+    rows = centres[rng.integers(200, size=many)] + 0.7 * rng.normal(size=(many, DIM))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Ours:
+    name = "nestmem.store, SQLite"
+
+    def __init__(self, folder: Path):
+        self.path = folder / "memory.db"
+        self.open()
+        self.store.space("v", DIM)
+
+    def open(self) -> None:
+        self.store = Store(self.path)
+
+    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
+        self.store.put_many(
+            [
+                New(
+                    f"item {first + i}",
+                    key=str(first + i),
+                    run=str((first + i) % GROUPS),
+                    vectors={"v": torch.from_numpy(r)},
+                )
+                for i, r in enumerate(rows)
+            ]
+        )
+
+    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
+        where = None if group is None else Filter(runs=[str(group)])
+        found = self.store.search(vector=torch.from_numpy(query), space="v", k=K, where=where)
+        return [int(hit.item.key) for hit in found.hits]
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class SqliteVec:
+    name = "sqlite-vec"
+
+    def __init__(self, folder: Path):
+        self.path = folder / "vec.db"
+        self.open()
+        self.db.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, text TEXT)")
+        self.db.execute(
+            "CREATE VIRTUAL TABLE v USING vec0("
+            f"id INTEGER PRIMARY KEY, g INTEGER PARTITION KEY, e float[{DIM}] distance_metric=cosine)"
+        )
+
+    def open(self) -> None:
+        import apsw
+        import sqlite_vec
+
+        self.db = apsw.Connection(str(self.path))
+        self.db.enable_load_extension(True)
+        self.db.load_extension(sqlite_vec.loadable_path())
+        self.db.execute("PRAGMA journal_mode=WAL")
+        self.db.execute("PRAGMA synchronous=FULL")
+
+    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
+        with self.db:
+            items = [(first + i, f"item {first + i}") for i in range(len(rows))]
+            self.db.executemany("INSERT INTO item VALUES (?, ?)", items)
+            vectors = [(first + i, (first + i) % GROUPS, r.tobytes()) for i, r in enumerate(rows)]
+            self.db.executemany("INSERT INTO v(id, g, e) VALUES (?, ?, ?)", vectors)
+
+    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
+        only = "" if group is None else f" AND g = {group}"
+        asked = f"SELECT v.id, item.text FROM v JOIN item ON item.id = v.id WHERE e MATCH ? AND k = {K}{only}"
+        return [ident for ident, _ in self.db.execute(asked, (query.tobytes(),))]
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class Lance:
+    name = "LanceDB"
+
+    def __init__(self, folder: Path):
+        self.path = folder / "lance"
+        import pyarrow as pa
+
+        self.schema = pa.schema(
+            [("id", pa.int64()), ("g", pa.int64()), ("text", pa.string()), ("e", pa.list_(pa.float32(), DIM))]
+        )
+        import lancedb
+
+        lancedb.connect(str(self.path)).create_table("t", schema=self.schema)
+        self.open()
+
+    def open(self) -> None:
+        import lancedb
+
+        self.table = lancedb.connect(str(self.path)).open_table("t")
+
+    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
+        import pyarrow as pa
+
+        ids = np.arange(first, first + len(rows))
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), DIM)
+        texts = pa.array([f"item {i}" for i in ids])
+        self.table.add(pa.table([pa.array(ids), pa.array(ids % GROUPS), texts, vectors], schema=self.schema))
+
+    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
+        asked = self.table.search(query).distance_type("cosine").limit(K)
+        if group is not None:
+            asked = asked.where(f"g = {group}", prefilter=True)
+        return [hit["id"] for hit in asked.to_list()]
+
+    def close(self) -> None:
+        del self.table
+
+
+class Chroma:
+    name = "Chroma"
+
+    def __init__(self, folder: Path):
+        self.path = folder / "chroma"
+        self.open()
+
+    def open(self) -> None:
+        import chromadb
+
+        self.client = chromadb.PersistentClient(str(self.path), settings=chromadb.Settings(anonymized_telemetry=False))
+        self.table = self.client.get_or_create_collection("items", metadata={"hnsw:space": "cosine"})
+
+    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
+        ids = range(first, first + len(rows))
+        self.table.add(
+            ids=[str(i) for i in ids], embeddings=rows, documents=[f"item {i}" for i in ids],
+            metadatas=[{"g": i % GROUPS} for i in ids],
+        )  # fmt: skip
+
+    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
+        where = None if group is None else {"g": group}
+        return [int(i) for i in self.table.query(query_embeddings=[query], n_results=K, where=where)["ids"][0]]
+
+    def close(self) -> None:
+        from chromadb.api.shared_system_client import SharedSystemClient
+
+        del self.table, self.client
+        SharedSystemClient.clear_system_cache()
+
+
+PEERS = {"sqlite-vec": (SqliteVec, "sqlite_vec"), "lancedb": (Lance, "lancedb"), "chroma": (Chroma, "chromadb")}
+
+
+def timed(act: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def size_of(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def measure(sizes: list[int]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    known = {"ours": Ours} | {n: kind for n, (kind, module) in PEERS.items() if importlib.util.find_spec(module)}
+    for name in set(PEERS) - set(known):
+        print(f"{name} is not installed and left out: uv sync --group bench")
+    vectors, queries = data(max(sizes)), data(ROUNDS * QUERIES, seed=1)
+    spare = data(ROUNDS * SINGLE, seed=2)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: Path(scratch) / name for name in known}
+        systems: dict[str, Any] = {}
+        for name, kind in known.items():
+            folders[name].mkdir()
+            systems[name] = kind(folders[name])
+        singles = _singles(systems, spare)
+        rows += _rows("store-puts", singles, "puts/s", note=f"one item a commit, {ROUNDS} rounds of {SINGLE}")
+        rows += _ratios("store-puts-vs", singles, better=max)
+        for name, system in systems.items():  # begin again without them
+            system.close()
+            shutil.rmtree(folders[name])
+            folders[name].mkdir()
+            systems[name] = known[name](folders[name])
+        filled = 0
+        for size in sizes:
+            rates: dict[str, list[float]] = {name: [] for name in systems}
+            for first in range(filled, size, BATCH):
+                piece = vectors[first : min(first + BATCH, size)]
+                for name, system in systems.items():
+                    rates[name].append(len(piece) / timed(lambda s=system, f=first, p=piece: s.put(f, p)))
+            filled = size
+            rows += _rows(f"store-batched-puts-{_short(size)}", rates, "puts/s", note=f"batches of {BATCH}")
+            rows += _searches(systems, vectors[:size], queries, size)
+            for name, system in systems.items():
+                system.close()
+                note = f"N = {size}, {vectors[:size].nbytes:,} bytes of vectors"
+                claim = f"store-bytes-{_short(size)}"
+                rows.append(row(claim, system.name, size_of(folders[name]), unit="bytes", n=1, note=note))
+                start = timed(lambda s=system: (s.open(), s.search(queries[0], None)))
+                rows.append(
+                    row(f"store-start-{_short(size)}", system.name, 1000 * start, unit="ms to a first answer", n=1)
+                )
+        for system in systems.values():
+            system.close()
+    return rows
+
+
+def _singles(systems: dict[str, Any], spare: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in systems}
+    for trial in range(ROUNDS):
+        for name, system in systems.items():
+            mine = range(trial * SINGLE, (trial + 1) * SINGLE)
+            rates[name].append(SINGLE / timed(lambda s=system, m=mine: [s.put(i, spare[i : i + 1]) for i in m]))
+    return rates
+
+
+def _searches(
+    systems: dict[str, Any], vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], size: int
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    for filtered in (False, True):
+        times: dict[str, list[float]] = {name: [] for name in systems}
+        hits: dict[str, list[float]] = {name: [] for name in systems}
+        for system in systems.values():
+            system.search(queries[0], 0 if filtered else None)  # warm
+        for trial in range(ROUNDS):
+            for name, system in systems.items():
+                spent = []
+                for q in range(trial * QUERIES, (trial + 1) * QUERIES):
+                    group = q % GROUPS if filtered else None
+                    start = time.perf_counter()
+                    found = system.search(queries[q], group)
+                    spent.append(1000 * (time.perf_counter() - start))
+                    scores = exact[q] if group is None else np.where(np.arange(size) % GROUPS == group, exact[q], -2)
+                    best = np.sort(scores)[-K] - 1e-6  # equal ones count
+                    hits[name].append(sum(scores[i] >= best for i in found) / K)
+                times[name].append(median(spent))
+        kind = "filtered" if filtered else "search"
+        rows += _rows(f"store-{kind}-{_short(size)}", times, "ms", note="one group of ten" if filtered else "")
+        recall = {name: [100 * float(np.mean(h))] for name, h in hits.items()}
+        rows += _rows(f"store-recall-{_short(size)}{'-filtered' if filtered else ''}", recall, "%")
+        if filtered:
+            rows += _ratios(f"store-search-{_short(size)}-vs", times, better=min)
+    return rows
+
+
+def _rows(claim: str, values: dict[str, list[float]], unit: str, note: str = "") -> list[dict[str, Any]]:
+    kinds = {"ours": Ours} | {name: kind for name, (kind, _) in PEERS.items()}
+    return [
+        row(claim, kinds[name].name, median(v), unit=unit, n=len(v), low=min(v), high=max(v), note=note)
+        for name, v in values.items()
+    ]
+
+
+def _ratios(claim: str, values: dict[str, list[float]], better: Callable[..., float]) -> list[dict[str, Any]]:
+    """Ours against each peer, round by round; above 1 is better for us."""
+    rows = []
+    for name, theirs in values.items():
+        if name != "ours":
+            each = [a / b if better is max else b / a for a, b in zip(values["ours"], theirs)]
+            spread = dict(low=min(each), high=max(each))
+            rows.append(row(f"{claim}-{name}", Ours.name, median(each), unit="x", n=len(each), **spread))
+    return rows
+
+
+def _short(size: int) -> str:
+    return f"{size // 1000}k" if size < 1_000_000 else f"{size // 1_000_000}M"
+
+
+def crash() -> list[dict[str, Any]]:
+    """Runs the crash tests, all of them, and counts what they say."""
+    import pytest
+
+    class Count:
+        passed = failed = 0
+
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.when == "call":
+                self.passed += report.passed
+                self.failed += report.failed
+
+    count = Count()
+    folder = Path(__file__).resolve().parents[1] / "tests" / "store"
+    files = [str(folder / name) for name in ("test_store_crash.py", "test_store_crash_served.py")]
+    start = time.perf_counter()
+    pytest.main(
+        [*files, "-k", "killed and not any_moment", "-m", "slow or not slow", "-p", "no:cacheprovider"], plugins=[count]
+    )
+    total = count.passed + count.failed
+    note = (
+        "SIGKILL at commit points times operations, on SQLite, one PostgreSQL, three PostgreSQL shards and three files"
+    )
+    value = 100 * count.passed / max(1, total)
+    return [
+        row("store-crash", "nestmem.store", value, unit="%", n=total, wall_s=time.perf_counter() - start, note=note)
+    ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["crash"]:
+        new = crash()
+    else:
+        new = measure([int(n) for n in (sys.argv[1] if len(sys.argv) > 1 else "10000,100000").split(",")])
+    fresh = {r["claim"] for r in new}
+    save("store", [*(r for r in load("store") if r["claim"] not in fresh), *new])
