@@ -411,6 +411,7 @@ class Decode:
     bits: int = 15  # log2 of the slots of each order
     adapt: bool = False  # the readout goes on learning within a document; see algos/adapt.py
     chunk: int = 32  # tokens between two of its steps
+    level_loss: float = 0.0  # weight of the layers' own cross-entropy, without orders and adapt
     consolidate: float = 0.0  # share of it that the slow weights take over at a document's end
 
 

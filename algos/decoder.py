@@ -170,13 +170,19 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Tokens [B, T] to logits of what follows each [B, T, V], and the state after them."""
         hidden, memory = self.hidden(tokens, state.memory)
-        logits, episodes, head = self.answer(hidden), state.episodes, state.head
+        return self.together(tokens, hidden, self.answer(hidden), state._replace(memory=memory))
+
+    def together(
+        self, tokens: Tensor, hidden: Tensor, logits: Tensor, state: DecoderState
+    ) -> tuple[Tensor, DecoderState]:
+        """What the layers say [B, T, V] with what episodes and the learning head add to it, and the state after them."""
+        episodes, head = state.episodes, state.head
         if self.episodes is not None:
             said, episodes = self.episodes(hidden, tokens, episodes)
             logits = logits + said
         if self.head is not None:
             logits, head = self.head(hidden, tokens, logits, head)
-        return logits, DecoderState(memory, episodes, head)
+        return logits, DecoderState(state.memory, episodes, head)
 
     @torch.no_grad()
     def track(self, state: DecoderState) -> None:

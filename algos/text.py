@@ -41,19 +41,29 @@ LARGER = 4  # an intact memory reads so many training pieces at once, which chan
 
 
 class TextLearner(StreamLearner):
-    """A decoder; its loss is the cross-entropy of what is wanted."""
+    """A decoder; its loss is the cross-entropy of what is wanted. level_loss: weight of that of the layers alone, which would
+    otherwise lean on what adapts to a document and be worse where it has just begun."""
 
     memory: Any  # a Decoder, whose state is what is carried
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, level_loss: float = 0.0):
         super().__init__()
-        self.memory = decoder
+        self.memory, self.level_loss = decoder, level_loss
 
     def loss(self, batch: Text, state: State) -> tuple[Tensor, State, Metrics]:
-        logits, state = self.memory(batch.tokens, self.memory.reset(state, batch.fresh))
-        nats = cross_entropy(logits.float(), batch.targets)
-        loss = (nats * batch.wanted).sum() / batch.wanted.sum()
-        return loss, state, {"bits": loss.detach() / math.log(2)}
+        state = self.memory.reset(state, batch.fresh)
+        hidden, memory = self.memory.hidden(batch.tokens, state.memory)
+        alone = self.memory.answer(hidden)
+        logits, state = self.memory.together(batch.tokens, hidden, alone, state._replace(memory=memory))
+
+        def nats(said: Tensor) -> Tensor:
+            return (cross_entropy(said.float(), batch.targets) * batch.wanted).sum() / batch.wanted.sum()
+
+        loss = nats(logits)
+        bits = loss.detach() / math.log(2)
+        if self.level_loss and logits is not alone:
+            loss = loss + self.level_loss * nats(alone)
+        return loss, state, {"bits": bits}
 
 
 def decoder(config: DictConfig, size: int) -> Decoder:
@@ -70,7 +80,7 @@ def decoder(config: DictConfig, size: int) -> Decoder:
 
 def learner(config: DictConfig) -> TextLearner:
     """For the sizes of runs; a vocabulary that is trained is as large as was asked for, or smaller."""
-    return TextLearner(decoder(config, config.env.vocabulary or Bytes.size))
+    return TextLearner(decoder(config, config.env.vocabulary or Bytes.size), config.algo.level_loss)
 
 
 def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> TextProblem:
@@ -92,7 +102,7 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
         parts["train"], options.tasks, env.steps, tokens.size, seed=seeds["train"], ordered=ordered,
         visits=visits, phase=env.phase, mixing=env.mixing, longest=env.longest,
     )  # fmt: skip
-    made = TextLearner(decoder(config, tokens.size)).to(device)
+    made = TextLearner(decoder(config, tokens.size), config.algo.level_loss).to(device)
     phases = Phases(names, visits, env.phase) if env.phase else None
     return TextProblem(made, lanes, parts, tokens, env, options, phases, device)
 

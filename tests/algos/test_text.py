@@ -14,6 +14,7 @@ from algos.adapt import FastHead
 from algos.comparison import summarise
 from algos.config import configure
 from algos.decoder import Decoder, cross_entropy, layers
+from algos.text import TextLearner
 from algos.text_drift import Phases
 from algos.text_run import Reader
 from envs.documents import Document
@@ -205,6 +206,17 @@ def test_slow_weights_take_over_a_share_of_what_documents_that_ended_left():
     state = head.initial_state(2)._replace(change=torch.stack([torch.ones(4, 3), torch.full((4, 3), 7.0)]))
     head.consolidate(readout, state, torch.tensor([True, False]))
     assert torch.allclose(readout.weight, before + 0.25)
+
+
+def test_layers_can_have_a_loss_of_their_own_beside_what_adapts():
+    documents = texts(40)
+    batch = next(next(held(documents, 1, 32, 256))[1])
+    made = decoder(head=FastHead(256, 8, 8))
+    with torch.no_grad():
+        alone = made.answer(made.hidden(batch.tokens, made.initial_state(1).memory)[0])
+        own = cross_entropy(alone, batch.targets).mean()
+        losses = [TextLearner(made, weight).loss(batch, made.initial_state(1)) for weight in (0.0, 0.5)]
+    assert losses[1][0] - losses[0][0] == pytest.approx(0.5 * own) and losses[0][2] == losses[1][2]
 
 
 def test_phases_measure_forgetting_and_savings():
