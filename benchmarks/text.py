@@ -44,6 +44,10 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
         "nested": (["experiment=books"], NESTED),
         "lstm": (["experiment=books_lstm"], "flat LSTM"),
         "window": (["experiment=books_window"], "three windows of 128 tokens"),
+        "episodes": (
+            ["experiment=books_lstm", "algo.orders=[3,4,6,8]", "algo.bits=16", "algo.level_loss=0.3"],
+            "LSTM with exact episodes",
+        ),
         "dynamic": (["experiment=books_lstm", "algo.adapt=true"], "flat LSTM, dynamic evaluation of the readout"),
     },
     "mqar": {name: (["experiment=mqar", *o], title) for name, (o, title) in RECALLERS.items()},
