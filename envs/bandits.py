@@ -2,8 +2,9 @@
 
 `Bandits` (Duan et al. 2016): k arms, p_a ~ U[0, 1]; a pull is an episode, n of them a trial, and nothing is observed but rewards.
 `Barcodes` (after Ritter et al. 2018, episodic LSTM): an episode is `pulls` pulls of a bandit with one arm that pays with
-probability .9 and others with .1, under a random barcode of bits. In a trial `tasks` bandits come `visits` times each, in random
-order, so who remembers the barcode need not explore again. Shuffled barcodes say nothing, the control. The sizes are ours.
+probability .9 and others with .1, under a random barcode of bits. In a trial `tasks` bandits come `visits` times each, in rounds
+of random order and never twice in a row (the last pull of an episode is still seen at the first of the next), so only who
+remembers the barcode need not explore again. Shuffled barcodes say nothing, the control. The sizes are ours.
 Legend: N trials, k arms.
 """
 
@@ -75,10 +76,19 @@ class Barcodes(Trials):
         while (same := (np.diff(np.sort(self.codes, 1), axis=1) == 0).any(1)).any():
             self.codes[same] = rng.integers(2**self.bits, size=(same.sum(), self.tasks))
         self.good = rng.integers(self.arms, size=(n, self.tasks))
-        self.order = rng.permuted(
-            np.tile(np.repeat(np.arange(self.tasks), self.visits), (n, 1)), axis=1
-        )  # [N, episodes]
+        self.order = self._rounds()
         self.shown = rng.permuted(self.order, axis=1) if self.shuffled else self.order
+
+    def _rounds(self) -> Array:
+        """Every task once in each round, a round not beginning with the last task of the one before: [N, episodes]."""
+        each = np.tile(np.arange(self.tasks), (self.num_envs, 1))
+        rounds = [self.np_random.permuted(each, axis=1)]
+        while len(rounds) < self.visits:
+            following = self.np_random.permuted(each, axis=1)
+            while self.tasks > 1 and (again := following[:, 0] == rounds[-1][:, -1]).any():
+                following[again] = self.np_random.permuted(following[again], axis=1)
+            rounds.append(following)
+        return np.concatenate(rounds, 1)
 
     def observe(self) -> Array:
         codes = self.codes[self.rows, self.shown[:, self.episode]]

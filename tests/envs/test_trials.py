@@ -66,6 +66,7 @@ def test_barcodes_name_tasks_that_come_back():
     assert (np.take_along_axis(env.codes, env.order, 1) == codes.T).all()
     assert all(len(set(row)) == 4 for row in env.codes)
     assert (np.sort(env.order, 1) == np.repeat(np.arange(4), 3)).all()
+    assert (np.diff(env.order, axis=1) != 0).all(), "never twice in a row"
     assert sorted(env.visit()[0]) == [0] * 4 + [1] * 4 + [2] * 4
     assert len({tuple(row) for row in env.order}) > 190
     env.reset(seed=0)
