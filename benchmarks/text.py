@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
         "nested": (["experiment=books"], NESTED),
         "lstm": (["experiment=books_lstm"], "flat LSTM"),
         "window": (["experiment=books_window"], "three windows of 128 tokens"),
+        "leaning": (["experiment=books", "algo.level_loss=0"], "the same without a loss of the layers' own"),
         "episodes": (
             ["experiment=books_lstm", "algo.orders=[3,4,6,8]", "algo.bits=16", "algo.level_loss=0.3"],
             "LSTM with exact episodes",
