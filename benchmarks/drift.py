@@ -1,11 +1,14 @@
-"""Recurring streams at equal state bytes: claims recurrence-gap-*, recurrence-new*, recurrence-savings and first-visit-omniglot.
+"""Recurring streams at equal state bytes: claims recurrence-gap-*, recurrence-new*, recurrence-savings, first-visit-omniglot
+and forgetting-omniglot.
 
     python -m benchmarks.drift train STREAM METHOD SEED [OPTION=VALUE...]   one run into runs/drift; goes on if interrupted
     python -m benchmarks.drift train all SEEDS                              what is not there yet, seeds 0..SEEDS-1
+    python -m benchmarks.drift alphabets                                    finished runs of bindings on A, B, ..., A, B, ...
     python -m benchmarks.drift collect                                      rows and docs/drift.png from every run there
 
 Streams: bindings (experiment=recurring) and rules (experiment=shared_rules), with Omniglot's evaluation classes. One embedding
-serves all runs. Sizes were chosen by bytes of state; every row has them, and the parameters.
+serves all runs. Sizes were chosen by bytes of state; every row has them, and the parameters. Alphabets: three rounds through
+all 20 of the evaluation part, five characters each, on which nothing was trained; see envs.bindings.Alphabets.
 """
 
 from __future__ import annotations
@@ -15,14 +18,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from algos import figures, jobs
-from algos.visits import MIDDLES
+from algos.embedding import image_sets
+from algos.visits import MIDDLES, Record, VisitProblem, steps_numbers
 from benchmarks.results import row, save
+from envs.bindings import Alphabets
+from envs.tasks import alphabet
 from nestmem.probes import Interval, geometric_ratio, mean_interval
+from nestmem.probes.value import jsonable
 
 ROOT = Path("runs/drift")
 EXPERIMENTS = {"bindings": "recurring", "rules": "shared_rules"}
-STEPS = {"bindings": 15, "rules": 20}  # of a visit
+STEPS = {"bindings": 15, "rules": 20, "alphabets": 15}  # of a visit
+COUNT, ROUNDS, STREAMS = 20, 3, 64  # alphabets, visits to each, streams judged
 OURS, MARGIN = "nested", "nested minus the best flat"
 LSTM = ["memory=lstm", "trainer.lr=2e-3"]
 
@@ -49,7 +60,7 @@ METHODS: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
         ["memory=tensor_product"],
         {"bindings": ["memory.key_code=59", "memory.bits=8"], "rules": ["memory.key_code=23", "memory.bits=32"]},
     ),
-    "slow-same": (
+    "slow-same": (  # fewer bytes, since more random features than products do not help
         "slow only, as in nested",
         ["memory=tensor_product"],
         {"bindings": ["memory.bits=8", "memory.ridge=4"], "rules": ["memory.key_code=8"]},
@@ -87,6 +98,36 @@ def overrides(stream: str, method: str) -> list[str]:
     ]
 
 
+def alphabets() -> None:
+    """Every finished run of bindings on alphabets that come round, into RUN/alphabets.json."""
+    names = [alphabet(name) for name in image_sets("omniglot")["test"].names]
+    groups = torch.tensor([sorted(set(names)).index(name) for name in names])
+    for run in sorted(ROOT.glob("bindings-*-s[0-9]")):
+        target = run / "alphabets.json"
+        if target.exists() or not (run / "result.json").exists():
+            continue
+        config = jobs.stored_config(run)
+        problem = jobs.restored(config).problem
+        assert isinstance(problem, VisitProblem)
+        features, env = problem.streams["test"].features, config.env
+        source = Alphabets(
+            features, groups, seed=config.seed, count=COUNT, rounds=ROUNDS, ways=env.ways, shots=env.shots,
+            cue_size=env.cue_size, cue_noise=env.cue_noise,
+        )  # fmt: skip
+        problem.streams["alphabets"], problem.starts["alphabets"] = source, source.generator.get_state()
+        numbers = alphabet_numbers(problem.evaluate("alphabets", STREAMS))
+        target.write_text(json.dumps({"seed": config.seed, "numbers": jsonable(numbers)}, indent=1))
+
+
+def alphabet_numbers(record: Record) -> dict[str, Any]:
+    """In percent: accuracy on the last image of each character, the best round; first guesses of the last round; the loss."""
+    right = np.stack(np.split(100.0 * record.correct, ROUNDS, axis=1))  # [rounds, B, alphabets, T]
+    seen = np.stack(np.split(record.seen, ROUNDS, axis=1))
+    learned = max(float(r[s == s.max()].mean()) for r, s in zip(right, seen, strict=True))
+    final = float(right[-1][seen[-1] == 0].mean())
+    return {"learned": learned, "final": final, "forgetting": learned - final} | steps_numbers(record)
+
+
 def collect() -> None:
     rows: list[dict[str, Any]] = []
     lines = {}
@@ -99,12 +140,21 @@ def collect() -> None:
             if stream == "bindings":
                 lines[title] = points(each)
         rows += margin_rows(stream, found) + ratio_rows(stream, found)
+    found = {method: results("bindings", method, "alphabets.json") for method in METHODS}
+    found = {method: each for method, each in found.items() if each}
+    rows += alphabet_rows(found) + ratio_rows("alphabets", found)
     save("drift", rows)
     figures.lines(lines, "visits since a context was last here", "first guesses right, %").savefig("docs/drift.png")
 
 
-def results(stream: str, method: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(ROOT.glob(f"{stream}-{method}-s[0-9]/result.json"))]
+def results(stream: str, method: str, name: str = "result.json") -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(ROOT.glob(f"{stream}-{method}-s[0-9]/{name}"))]
+
+
+def by_seed(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Results of the same seed, which are on the same streams."""
+    known = {result["seed"]: result for result in other}
+    return [(result, known[result["seed"]]) for result in one if result["seed"] in known]
 
 
 def over_seeds(each: list[dict[str, Any]], name: str) -> Interval:
@@ -138,7 +188,7 @@ def method_rows(stream: str, method: str, each: list[dict[str, Any]]) -> list[di
         note = f"{each[0]['step']} updates; floor {each[0]['numbers']['floor: striking out used labels']:.1f}"
         rows.append(row(claim, title, i.mean, low=low, high=high, n=i.n, unit="%", note=note, **facts))
     for name in (n for n in each[0]["numbers"] if n.startswith("lesion") and method == OURS):
-        i = over_seeds(each, name)
+        i = over_seeds([result for result in each if name in result["numbers"]], name)
         low, high = (i.low, i.high) if i.n > 1 else (None, None)
         what = name.removeprefix("lesion, ret0: ")
         rows.append(row(f"recurrence-lesion-{stream}", f"{title}; {what}", i.mean, low=low, high=high, n=i.n, unit="%"))
@@ -152,11 +202,31 @@ def margin_rows(stream: str, found: dict[str, list[dict[str, Any]]]) -> list[dic
         return rows
     for claim, name in claims(stream).items():
         best = max((m for m in found if m != OURS), key=lambda m: over_seeds(found[m], name).mean)
-        pairs = zip(found[OURS], found[best])
+        pairs = by_seed(found[OURS], found[best])
         i = mean_interval([a["numbers"][name]["mean"] - b["numbers"][name]["mean"] for a, b in pairs])
         low, high = (i.low, i.high) if i.n > 1 else (None, None)
         note = f"best flat: {METHODS[best][0]}"
         rows.append(row(claim, MARGIN, i.mean, low=low, high=high, n=i.n, unit="points", note=note))
+    return rows
+
+
+def alphabet_rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Forgetting (best minus final), what it is the difference of, and nested minus the flat method that forgets least."""
+    claims = {"alphabets-learned": "learned", "alphabets-final": "final", "forgetting-omniglot": "forgetting"}
+    rows = []
+    for method, each in found.items():
+        for claim, name in claims.items():
+            i = mean_interval([result["numbers"][name] for result in each])
+            low, high = (i.low, i.high) if i.n > 1 else (None, None)
+            rows.append(row(claim, METHODS[method][0], i.mean, low=low, high=high, n=i.n, unit="%"))
+    if OURS in found and len(found) > 1:
+        means = {m: mean_interval([r["numbers"]["forgetting"] for r in each]).mean for m, each in found.items()}
+        best = min((m for m in found if m != OURS), key=means.__getitem__)
+        pairs = by_seed(found[OURS], found[best])
+        i = mean_interval([a["numbers"]["forgetting"] - b["numbers"]["forgetting"] for a, b in pairs])
+        low, high = (i.low, i.high) if i.n > 1 else (None, None)
+        note = f"best flat: {METHODS[best][0]}"
+        rows.append(row("forgetting-omniglot", MARGIN, i.mean, low=low, high=high, n=i.n, unit="points", note=note))
     return rows
 
 
@@ -167,7 +237,9 @@ def ratio_rows(stream: str, found: dict[str, list[dict[str, Any]]]) -> list[dict
         if method == OURS or OURS not in found:
             continue
         for claim, name in (("recurrence-savings", "returns"), ("first-visit", "first visits")):
-            pairs = [(steps(flat, name, stream), steps(ours, name, stream)) for flat, ours in zip(each, found[OURS])]
+            pairs = [
+                (steps(flat, name, stream), steps(ours, name, stream)) for flat, ours in by_seed(each, found[OURS])
+            ]
             ratio = geometric_ratio([a for (a, _), _ in pairs], [b for _, (b, _) in pairs], paired=True)
             missed = sum(not reached for pair in pairs for _, reached in pair)
             note = f"steps {', '.join(f'{a:g}/{b:g}' for (a, _), (b, _) in pairs)}"
@@ -194,6 +266,8 @@ if __name__ == "__main__":
                         train(stream, method, seed, [])
         case ["train", stream, method, seed, *extra]:
             train(stream, method, int(seed), extra)
+        case ["alphabets"]:
+            alphabets()
         case ["collect"]:
             collect()
         case _:

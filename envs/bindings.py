@@ -62,6 +62,55 @@ class Bindings(Visits):
         return _of(labels, plan.context)
 
 
+class Alphabets(Visits):
+    """Alphabets one after another, and all of them again: A, B, ..., A, B, ..., each with labels of its own.
+
+    A context is an alphabet, W of its characters and their labels, arbitrary but in conflict with nothing: what is lost was
+    pushed out, not contradicted. alphabet: that of each class, int64 [C]; one with fewer than W characters is left out.
+    count: alphabets of a row, drawn anew, so each comes back after `count` visits. rounds: how often each is visited.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        alphabet: Tensor,
+        *,
+        seed: int,
+        count: int,
+        rounds: int = 3,
+        ways: int = 5,
+        **visits: Any,
+    ):
+        if alphabet.shape != features.shape[:1]:
+            raise UserError(f"alphabets.alphabet: expected [{features.shape[0]}], got {list(alphabet.shape)}")
+        groups = [torch.nonzero(alphabet == a)[:, 0] for a in alphabet.unique().tolist()]
+        self.groups = [rows for rows in groups if len(rows) >= ways]
+        if not 1 <= count <= len(self.groups) or rounds < 1:
+            raise UserError(
+                f"alphabets: expected rounds >= 1 and count from 1 to {len(self.groups)} (alphabets there are), "
+                f"got rounds {rounds}, count {count}"
+            )
+        super().__init__(features, seed=seed, labels=ways, ways=ways, visits=count * rounds, **visits)
+        self.count = count
+
+    def _plan(self, rows: int) -> Schedule:
+        visit = torch.arange(self.visits)
+        return Schedule(
+            *(each.expand(rows, -1).clone() for each in (visit % self.count, self.count * (visit >= self.count)))
+        )
+
+    def _members(self, plan: Schedule) -> Tensor:
+        rows = len(plan.context)
+        chosen = distinct((rows,), len(self.groups), self.count, self.generator)
+        picks = [[g[distinct((), len(g), self.ways, self.generator)] for g in self.groups] for _ in range(rows)]
+        classes = torch.stack([torch.stack(each) for each in picks])  # [B, all alphabets, W]
+        return _of(_of(classes, chosen), plan.context)
+
+    def _labels(self, plan: Schedule, members: Tensor) -> Tensor:
+        draws = torch.rand(len(members), self.count, self.ways, generator=self.generator)
+        return _of((draws * self.ways).long(), plan.context)
+
+
 def _of(table: Tensor, context: Tensor) -> Tensor:
     """Rows of a table over contexts [B, contexts, W] for each visit's context [B, V]: [B, V, W]."""
     return table.gather(1, context[..., None].expand(-1, -1, table.shape[-1]))

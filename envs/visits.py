@@ -138,7 +138,7 @@ class Visits:
     def sample(self, rows: int) -> Stream:
         """`rows` rows of `visits` visits each; nothing is shared between rows."""
         g, ways, shots = self.generator, self.ways, self.shots
-        plan = schedule(rows, self.visits, g, first=self.first, returns=self.returns, gaps=self.gaps)
+        plan = self._plan(rows)
         members = self._members(plan)  # [B, V, W]
         order = torch.rand(rows, self.visits, self.steps, generator=g).argsort(-1) % ways
         shown = F.one_hot(order, ways).cumsum(2).gather(3, order[..., None])[..., 0] - 1  # k of each step
@@ -170,6 +170,10 @@ class Visits:
                 )
             ),
         )
+
+    def _plan(self, rows: int) -> Schedule:
+        """Which context each visit belongs to."""
+        return schedule(rows, self.visits, self.generator, first=self.first, returns=self.returns, gaps=self.gaps)
 
     def _members(self, plan: Schedule) -> Tensor:
         """The classes of each visit, int64 [B, V, W], distinct within a visit."""

@@ -113,7 +113,18 @@ def test_retention_comes_from_what_is_lesioned():
 def test_the_benchmark_compares_at_equal_bytes(stream):
     with torch.device("meta"):
         sizes = {m: build_from.state_size(configure(drift.overrides(stream, m))) for m in drift.METHODS}
+    assert sizes.pop("slow-same") < sizes["nested"]
     assert all(abs(size / sizes["nested"] - 1) < 0.03 for size in sizes.values()), sizes
+
+
+def test_forgetting_is_the_best_round_minus_the_last_first_guesses():
+    """Two rows, three rounds of two alphabets, one character shown twice."""
+    seen, gap = np.tile([0, 1], (2, 6, 1)), np.tile(np.repeat([0, 2, 2], 2)[:, None], (2, 1, 2))
+    correct = np.zeros((2, 6, 2), dtype=bool)
+    correct[:, 2:4, 1] = True  # the last images of the second round
+    correct[0, 4:] = True  # all of the third round, in one row of two
+    found = drift.alphabet_numbers(Record(correct, gap, seen))
+    assert (found["learned"], found["final"], found["forgetting"]) == (100.0, 50.0, 50.0)
 
 
 @pytest.fixture(autouse=True)

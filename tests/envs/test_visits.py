@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from envs.bindings import Bindings
+from envs.bindings import Alphabets, Bindings
 from envs.rules import Rules, principal
 from envs.visits import schedule
 from nestmem import Episodic
@@ -33,6 +33,28 @@ def test_gaps_are_visits_since_the_context_was_here():
     returned = plan.gap[plan.gap > 0]
     assert (plan.gap[:, :6] == 0).all() and returned.min() == 5 and returned.max() > 50
     assert abs((plan.gap[:, 6:] > 0).double().mean() - 0.5) < 0.03
+
+
+def test_alphabets_come_round_with_their_characters_and_labels(features):
+    alphabet = torch.arange(C) // 6  # six of six characters and one of four, which is too small
+    source = Alphabets(features, alphabet, seed=0, count=4, rounds=3, ways=5, shots=2)
+    s = source.sample(8)
+    assert s.tokens.shape[1] == source.steps * 12 and source.steps == 10
+    gap = s.gap.unflatten(1, (12, 10))
+    assert (gap[:, :4] == 0).all() and (gap[:, 4:] == 4).all()
+    rounds = lambda record: record.unflatten(1, (3, 4, 10))
+    for row in range(8):
+        seen = {}
+        for a, c, label in zip(rounds(s.context)[row].flatten(), s.classes[row], s.labels[row]):
+            seen.setdefault(int(a), set()).add((int(c), int(label)))
+        assert [len(bindings) for bindings in seen.values()] == [5] * 4, "the same five bindings in every round"
+        of = [{int(alphabet[c]) for c, _ in bindings} for bindings in seen.values()]
+        assert all(len(names) == 1 for names in of) and len(set.union(*of)) == 4 and 6 not in set.union(*of)
+    assert len({tuple(row) for row in s.classes[:, :10].sort(1).values.tolist()}) > 1, "drawn anew for each row"
+    with pytest.raises(UserError, match=r"count from 1 to 6 \(alphabets there are\), got rounds 3, count 7"):
+        Alphabets(features, alphabet, seed=0, count=7)
+    with pytest.raises(UserError, match=r"alphabets.alphabet: expected \[40\], got \[39\]"):
+        Alphabets(features, alphabet[1:], seed=0, count=4)
 
 
 def test_when_all_contexts_are_known_another_one_comes_back():
