@@ -34,6 +34,8 @@ TEXT_RECALL = "nested (LSTM, fast weights)"
 AHEAD: Goal = ("interval above 0", lambda row: (row["low"] or 0) > 0)
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
+ML1 = "RL2, LSTM, told the goal in training"
+
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
 GOALS: dict[str, tuple[Goal, str]] = {
     "quickstart-seconds": (at_most(200), ""),
@@ -58,6 +60,11 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "bandit-500-5": (at_least(405), "RL2, linear attention"),
     "mdp-10": (at_least(156.2), "RL2, LSTM"),
     "mdp-25": (at_least(445.7), "RL2, LSTM"),
+    **{claim: (at_least(goal), ML1) for claim, goal in (("ml1-reach-any", 90), ("ml1-reach-final", 70))},
+    "ml1-reach-adaptation": (("interval above 1", lambda row: (row["low"] or 0) > 1), ML1),
+    "rl2-vs-sb3-bandit": (at_least(2), ""),
+    "rl2-vs-sb3-ml1": (at_least(1), ""),
+    "rollout-efficiency": (at_least(80), ""),
     "barcode-second-visit": (at_most(0.1), "RL2, nested over LSTM"),
     "bayes-gain-a": (at_least(0.95), LEAKY),
     "bayes-gain-b": (at_least(0.9), LEAKY),
@@ -155,6 +162,10 @@ SECTIONS = {
         *(f"babilong-qa{task}-{n}" for task in (1, 2, 3) for n in (128, 512, 2048, 8192)),
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
+    "ml1": [
+        *(f"ml1-{part}" for part in ("reach-any", "reach-final", "reach-adaptation", "evaluators")),
+        "rl2-vs-sb3-bandit", "rl2-vs-sb3-ml1", "rollout-efficiency",
+    ],
     "rl": ["bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25", "barcode", "barcode-second-visit"],
     "memory-speed": [
         "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-pytorch-renewed-cpu",

@@ -20,7 +20,6 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 from gymnasium.spaces import Box
@@ -33,7 +32,6 @@ from nestmem.errors import UserError
 
 SPLITS = ("train", "val", "test")
 OBSERVED, LONGEST = 39, 500
-STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 class Task(NamedTuple):
@@ -268,7 +266,7 @@ def quick(name: str) -> Any:
         if not parsed:
             parsed.append(original._initialize_simulation(self)[0])  # noqa: SLF001
         model = copy.copy(parsed[0])
-        return model, mujoco.MjData(model)
+        return model, _package().mujoco.MjData(model)
 
     return type(original.__name__, (original,), {"_initialize_simulation": initialize})
 
@@ -304,17 +302,19 @@ class Snapshot(NamedTuple):
 
 def snapshot(env: Any) -> Snapshot:
     """The whole state of a simulator."""
-    physics = np.empty(mujoco.mj_stateSize(env.model, STATE))
-    mujoco.mj_getState(env.model, env.data, physics, STATE)
+    mujoco, whole = _package().mujoco, _package().mujoco.mjtState.mjSTATE_INTEGRATION
+    physics = np.empty(mujoco.mj_stateSize(env.model, whole))
+    mujoco.mj_getState(env.model, env.data, physics, whole)
     return Snapshot(physics, env.model.body_pos.copy(), env.model.site_pos.copy(), python_state(env))
 
 
 def restore(env: Any, held: Snapshot) -> None:
     """Back to a snapshot of a simulator of the same name."""
+    mujoco, whole = _package().mujoco, _package().mujoco.mjtState.mjSTATE_INTEGRATION
     env.model.body_pos[:], env.model.site_pos[:] = held.bodies, held.sites
-    mujoco.mj_setState(env.model, env.data, held.physics, STATE)
+    mujoco.mj_setState(env.model, env.data, held.physics, whole)
     mujoco.mj_forward(env.model, env.data)
-    mujoco.mj_setState(env.model, env.data, held.physics, STATE)  # `mj_forward` has moved where the solver starts from
+    mujoco.mj_setState(env.model, env.data, held.physics, whole)  # `mj_forward` has moved where the solver starts from
     vars(env).update({name: copied(value) for name, value in held.python.items()})
 
 
@@ -339,12 +339,15 @@ def _array(value: dict[str, Any]) -> Any:
 
 @cache
 def _package() -> Any:
-    """Meta-World with the tables it keeps elsewhere; imported late, as that takes seconds."""
+    """Meta-World with the tables it keeps elsewhere, and MuJoCo; imported late, as that takes seconds."""
     try:
         import metaworld
+        import mujoco
         from metaworld import env_dict
     except ImportError as error:
         raise UserError(f"env: Meta-World is not installed ({error}); pip install nestmem[rl]") from None
     return SimpleNamespace(
-        Task=metaworld.Task, **{k: getattr(env_dict, k) for k in ("ALL_V3_ENVIRONMENTS", "ML10_V3", "ML45_V3")}
+        mujoco=mujoco,
+        Task=metaworld.Task,
+        **{k: getattr(env_dict, k) for k in ("ALL_V3_ENVIRONMENTS", "ML10_V3", "ML45_V3")},
     )

@@ -1,0 +1,193 @@
+"""Claims ml1-reach-any, ml1-reach-final and ml1-reach-adaptation: what is reached in Meta-World's reach with goals of a test.
+
+    python -m benchmarks.ml1 train NAME SEED [OPTION=VALUE]...   one run into runs/ml1 (goes on if interrupted)
+    python -m benchmarks.ml1 collect [GOALS] [STEPS]             test the newest weights of every run there, finished or not
+    python -m benchmarks.ml1 official NAME SEED [GOALS] [STEPS]  Meta-World's own evaluator beside ours, on the same weights
+
+Ten episodes to adapt in and three that are scored for every goal, by default 50 goals and episodes as long as in training; with
+STEPS (500) a second test of that length. Controls: rewards not told, every episode begun as the first; open loops. Intervals are
+over seeds, or over goals if there is one. ml1-reach-adaptation: return of a scored over that of the first episode. What was tested
+is kept per part in the run's folder, so that a collection that is interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from algos import goal_trials, jobs
+from algos.agent import Agent, Seen
+from benchmarks.results import load, row, save
+from envs.meta_world_sweeps import open_loop
+from nestmem.memory.base import state_bytes
+from nestmem.probes import mean_interval, ratio_interval
+
+ROOT = Path("runs/ml1")
+RUNS: dict[str, tuple[list[str], str]] = {
+    "lstm": (["experiment=ml1_reach"], "RL2, LSTM, told the goal in training"),
+    "lstm-plain": (["experiment=ml1_reach", "algo.baseline=critic", "algo.infer=0"], "RL2, LSTM"),
+    "nested": (["experiment=ml1_reach", "memory=nested"], "RL2, nested, told the goal in training"),
+    "maml": (["experiment=maml_ml1"], "MAML"),
+    "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
+}
+CONTROLS: dict[str, dict[str, Any]] = {
+    "": {}, ", rewards not told": {"blind": True}, ", every episode begun as the first": {"clear": "all"},
+}  # fmt: skip
+ADAPT, SCORED = 10, 3
+
+
+def train(name: str, seed: str, extra: list[str]) -> None:
+    run = ROOT / f"{name}-s{seed}"
+    if run.exists():
+        jobs.train([f"resume={run}"])
+    else:
+        jobs.train([*RUNS[name][0], f"seed={seed}", f"run={run}", *extra])
+
+
+def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> goal_trials.Played:
+    """One part of a test, from the run's folder if it was made before with these weights."""
+    name = f"{trainer.step}-{goals}-{part or 'plain'}".replace(" ", "_").replace(",", "")
+    path = run / "tested" / f"{name}.json"
+    if not path.exists():
+        _, found = goal_trials.play(trainer.problem, "test", goals, episodes=ADAPT + SCORED, **options)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([values.tolist() for values in found]))
+        print(f"{path}: {goal_trials.table(found, SCORED)}", flush=True)
+    return goal_trials.Played(*(np.array(values) for values in json.loads(path.read_text())))
+
+
+def collect(goals: int, steps: int) -> None:
+    rows: list[dict[str, Any]] = []
+    env = None
+    for name, (_, title) in RUNS.items():
+        runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
+        if not runs:
+            continue
+        trainers = [jobs.restored(jobs.stored_config(run)) for run in runs]
+        torch.set_num_threads(1)
+        problem: Any = trainers[0].problem
+        env = problem.env
+        memory = getattr(problem.learner, "memory", None)
+        size = {
+            "params": sum(p.numel() for p in problem.learner.parameters()),
+            "state_bytes": state_bytes(memory.initial_state(1)) if memory is not None else 0,
+            "wall_s": round(sum(trainer.seconds for trainer in trainers) / len(trainers)),
+        }
+        done = ", ".join(f"{trainer.step * env.num_envs * env.steps / 1e6:.2f} M" for trainer in trainers)
+        tests = {suffix: {"horizon": env.horizon} | options for suffix, options in CONTROLS.items()}
+        if steps:
+            tests[f", {steps} steps"] = {"horizon": steps}
+        for suffix, options in tests.items():
+            found = [tested(run, t, goals, suffix, **options) for run, t in zip(runs, trainers, strict=True)]
+            note = f"{done} training steps; {goals} goals, episodes of {options['horizon']} steps"
+            for claim, which in (("ml1-reach-any", "any"), ("ml1-reach-final", "last")):
+                values = [100 * getattr(f, which)[:, -SCORED:].mean(1) for f in found]
+                rows.append(_row(claim, title + suffix, values, "percent", note, **size))
+            ratios: list[Any] = [
+                ratio_interval(f.returns[:, -SCORED:].mean(1), f.returns[:, 0], paired=True) for f in found
+            ]
+            means = [float(r.mean) for r in ratios]
+            mean: Any = ratios[0] if len(means) == 1 else mean_interval(means)
+            interval = {"low": mean.low, "high": mean.high, "unit": "ratio", "n": len(means), "note": note}
+            rows.append(row("ml1-reach-adaptation", title + suffix, mean.mean, **interval))
+    if env is not None:
+        rows += open_loops(trainers[0].problem, goals)
+    rows += [r for r in load("ml1") if r["claim"] == "ml1-evaluators"]
+    save("ml1", rows)
+
+
+def open_loops(problem: Any, goals: int) -> list[dict[str, Any]]:
+    env, rows = problem.make_env(goals, "test"), []
+    for name, (rewards, success) in open_loop(env, problem.seeds["test"]).items():
+        found = goal_trials.played(rewards, success, 1)
+        for claim, values in (("ml1-reach-any", found.any), ("ml1-reach-final", found.last)):
+            mean, note = mean_interval(100 * values[:, 0]), "open loop; interval over goals"
+            rows.append(row(claim, name, mean.mean, low=mean.low, high=mean.high, unit="percent", n=1, note=note))
+    return rows
+
+
+def _row(claim: str, title: str, values: list[np.ndarray], unit: str, note: str, **size: Any) -> dict[str, Any]:
+    seeds = [float(v.mean()) for v in values]
+    mean = mean_interval(seeds) if len(seeds) > 1 else mean_interval(values[0])
+    note += "" if len(seeds) > 1 else "; interval over goals"
+    return row(claim, title, mean.mean, low=mean.low, high=mean.high, unit=unit, n=len(seeds), note=note, **size)
+
+
+class Official:
+    """An RL^2 agent as Meta-World's evaluator asks for one; what is told comes with the observation."""
+
+    def __init__(self, agent: Agent, trials: int):
+        self.agent, self.trials = agent, trials
+        self.generator = torch.Generator().manual_seed(0)
+
+    def init(self) -> None:
+        self.state, self.ended = self.agent.memory.initial_state(self.trials), torch.zeros(self.trials, 1)
+
+    @torch.no_grad()
+    def eval_action(self, told: np.ndarray) -> np.ndarray:
+        x = torch.as_tensor(told, dtype=torch.float32)
+        known = x.new_zeros(len(x), self.agent.value[0].in_features - self.agent.policy[0].in_features)
+        seen = Seen(x[:, :39], x[:, 39:43].clamp(-1, 1), 10 * x[:, 43:44], self.ended, known)
+        policy, _, self.state = self.agent.step(seen, self.state)
+        self.ended = torch.zeros_like(self.ended)
+        action = policy.mean + policy.stddev * torch.randn(policy.mean.shape, generator=self.generator)
+        return self.agent.bounded(action).numpy()
+
+    def adapt_action(self, told: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return self.eval_action(told), {}
+
+    def step(self, timestep: Any) -> None:
+        self.reset(timestep.terminated | timestep.truncated)
+
+    def adapt(self) -> None:
+        """The memory has adapted on the way."""
+
+    def reset(self, env_mask: np.ndarray) -> None:
+        """An episode is over; the memory goes on."""
+        self.ended = torch.as_tensor(env_mask, dtype=torch.float32)[:, None]
+
+
+def official(name: str, seed: str, goals: int, steps: int) -> None:
+    """Both evaluators with ten parallel goals at a time."""
+    import metaworld
+    from metaworld.evaluation import metalearning_evaluation
+
+    run = ROOT / f"{name}-s{seed}"
+    trainer = jobs.restored(jobs.stored_config(run))
+    torch.set_num_threads(1)
+    problem: Any = trainer.problem
+    agent = problem.learner.eval()
+    envs = metaworld.make_ml_envs(
+        "reach-v3", seed=1, meta_batch_size=10, total_tasks_per_cls=goals, split="test", max_episode_steps=steps,
+        recurrent_info_in_obs=True, task_select="pseudorandom",
+    )  # fmt: skip
+    agent_of_theirs = Official(agent, 10)
+    agent_of_theirs.init()
+    theirs, _, _ = metalearning_evaluation(
+        agent_of_theirs, envs, num_evals=goals // 10, adaptation_episodes=ADAPT, evaluation_episodes=SCORED
+    )
+    found = tested(run, trainer, goals, f"{steps} steps official", horizon=steps)
+    ours = mean_interval(100 * found.any[:, -SCORED:].mean(1))
+    note = f"success at any step; {goals} test goals each, {steps} steps; {RUNS[name][1]}"
+    rows = [r for r in load("ml1") if r["claim"] != "ml1-evaluators"]
+    percent = {"unit": "percent", "n": 1, "note": note}
+    rows.append(row("ml1-evaluators", "Meta-World's: the first episodes that finish", 100 * theirs, **percent))
+    rows.append(row("ml1-evaluators", "ours", ours.mean, low=ours.low, high=ours.high, **percent))
+    save("ml1", rows)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    verb, *rest = sys.argv[1:]
+    if verb == "train":
+        train(rest[0], rest[1], rest[2:])
+    elif verb == "official":
+        official(rest[0], rest[1], *(int(x) for x in (rest[2:] + ["10", "500"][len(rest[2:]) :])))
+    else:
+        collect(*(int(x) for x in (rest + ["50", "0"][len(rest) :])))
