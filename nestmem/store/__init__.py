@@ -5,8 +5,13 @@ Needs the extra `store` (SQLAlchemy). `Store` is the way in; `Reader` is the sam
 to keep.
 """
 
+from nestmem.store.associate import associate
+from nestmem.store.codebook import Prototypes
+from nestmem.store.communities import Communities
+from nestmem.store.descend import Descent, descend
 from nestmem.store.errors import StoreError
 from nestmem.store.fusion import ReciprocalRank
+from nestmem.store.layers import Layered
 from nestmem.store.model import (
     L0,
     L1,
@@ -31,6 +36,7 @@ from nestmem.store.pyramid import Pyramid
 from nestmem.store.reader import Reader
 from nestmem.store.retention import Retention
 from nestmem.store.rows import Filter
+from nestmem.store.segment import Episodes
 from nestmem.store.store import Diff, Erased, Store, restore
 from nestmem.store.verify import Report
 
@@ -41,9 +47,12 @@ __all__ = [
     "L3",
     "PROC",
     "Budget",
+    "Communities",
     "Derived",
+    "Descent",
     "Diff",
     "Dynamics",
+    "Episodes",
     "Erased",
     "Evidence",
     "Filter",
@@ -51,11 +60,13 @@ __all__ = [
     "Hit",
     "Hyperedge",
     "Item",
+    "Layered",
     "Link",
     "New",
     "NoveltyGate",
     "Policy",
     "PredictCalibrate",
+    "Prototypes",
     "Pyramid",
     "PyramidMerge",
     "Reader",
@@ -66,5 +77,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Written",
+    "associate",
+    "descend",
     "restore",
 ]

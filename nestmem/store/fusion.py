@@ -32,11 +32,16 @@ class ReciprocalRank:
         if self.k < 0 or self.depth < 1:
             raise ValueError(f"fusion: expected k >= 0 and depth >= 1, got k={self.k}, depth={self.depth}")
 
-    def fuse(self, rankings: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Part]]:
-        """From ids in order, per channel, to each id's rank and part per channel. The score is the sum of parts."""
+    def fuse(
+        self, rankings: Mapping[str, Sequence[str]], trust: Mapping[str, float] | None = None
+    ) -> dict[str, dict[str, Part]]:
+        """From ids in order, per channel, to each id's rank and part per channel. The score is the sum of parts.
+
+        trust: what the weights of channels are multiplied by.
+        """
         parts: dict[str, dict[str, Part]] = {}
         for channel, ids in rankings.items():
-            weight = self.weights.get(channel, 1.0)
+            weight = self.weights.get(channel, 1.0) * (trust or {}).get(channel, 1.0)
             for rank, ident in enumerate(ids, 1):
                 parts.setdefault(ident, {})[channel] = Part(rank, weight / (self.k + rank))
         return parts

@@ -157,18 +157,20 @@ class Reader:
         decay: bool = False,
         distinct: bool = True,
         explain: bool = False,
+        also: Sequence[str] = (),
     ) -> Found:
         """The k best items by words (`text`), meaning (`vector` `[dim]` in `space`) and time (`near`), whichever are
         given.
 
         where: what is searched at all. decay: weigh by retention (what was useful lately comes first). distinct: fold
-        items of the same text. explain: ranks per channel and the path in the tree. Equal scores are ordered by id.
+        items of the same text. explain: ranks per channel and the path in the tree. also: further channels, any of
+        "entities", "levels", "hopfield", "spreading" (associations.py). Equal scores are ordered by id.
         """
         ask = Question(
             scope=Scope(namespace or self.namespace, self._at, where or Filter()),
             text=text, vector=vector, space=space, near=near, k=k, budget=budget or Budget(),
             fusion=fusion or ReciprocalRank(), retention=self.retention if decay else None, distinct=distinct,
-            explain=explain, now=self._shards.clock(),
+            explain=explain, now=self._shards.clock(), also=tuple(also),
         )  # fmt: skip
         with self._shards.read() as sources:
             generation = newest([source.conn for source in sources]) if self._at is None else self._at

@@ -48,6 +48,11 @@ class Retention:
         left = math.exp(-max(0.0, seconds) / unit / (self.strengths[level] * strength))
         return self.floor + (1 - self.floor) * left
 
+    def place(self, seconds: float, level: int, strength: float, before: str) -> tuple[float, str]:
+        """R, and the state that follows from it for an item that was in `before`."""
+        left = self.retention(seconds, level, strength)
+        return left, self.state(left)
+
     def strengthened(self, strength: float, retention: float) -> float:
         return min(self.ceiling, strength * (1 + self.eta * (1 - retention)))
 
@@ -66,12 +71,28 @@ class Retention:
 
 def utility_bound(useful: int, retrievals: int) -> float:
     """A cautious useful / retrievals: lower end of Wilson's 90 % interval, 0 if never retrieved."""
+    return _wilson(useful, retrievals)[0]
+
+
+def harmful(useful: int, retrievals: int, *, least: int = 5, literal: bool = False) -> bool:
+    """Whether experience is surely of little use: the upper end of that interval is below one half.
+
+    ReMe (arXiv 2512.10696) deletes from 5 retrievals on if useful / retrievals <= .5 (`literal`), which drops something
+    useful every other time by chance.
+    """
+    if retrievals < least:
+        return False
+    return useful / retrievals <= 0.5 if literal else _wilson(useful, retrievals)[1] < 0.5
+
+
+def _wilson(useful: int, retrievals: int) -> tuple[float, float]:
     if retrievals == 0:
-        return 0.0
+        return 0.0, 1.0
     z, share = 1.6449, useful / retrievals
     middle = share + z * z / (2 * retrievals)
     spread = z * math.sqrt(share * (1 - share) / retrievals + z * z / (4 * retrievals**2))
-    return max(0.0, (middle - spread) / (1 + z * z / retrievals))
+    whole = 1 + z * z / retrievals
+    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)
 
 
 def salience(age: float, used: bool, *, gamma: float = 0.002, bonus: float = 0.5, literal: bool = False) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class Filter:
     def lasting(self) -> bool:
         """Whether it asks only for what never changes in an item, which the vector cache knows by itself."""
         return self.states is None and self.valid_at is None
+
+    def at_levels(self, levels: Sequence[int]) -> Filter:
+        """The same at these levels alone."""
+        return replace(self, levels=tuple(levels))
 
     def clause(self) -> sa.ColumnElement[bool]:
         """Everything but visibility in time."""

@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from torch import Tensor
 
-from nestmem.store import channels
+from nestmem.store import associations, channels
+from nestmem.store.associations import ALSO
 from nestmem.store.channels import Scope, Scored
 from nestmem.store.engine import chunks
 from nestmem.store.fusion import Part, ReciprocalRank
-from nestmem.store.model import Budget, Dynamics, Found, Hit, Item, Rank, check_number
+from nestmem.store.model import Budget, Dynamics, Found, Hit, Item, Rank, check_number, check_one_of
 from nestmem.store.retention import Retention
 from nestmem.store.rows import get_dynamics, get_items
 from nestmem.store.schema import item, link
 from nestmem.store.shards import Source
+
+FIRST = ("dense", "words", "time")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Question:
     distinct: bool
     explain: bool
     now: float
+    also: Sequence[str] = ()
 
     def check(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
@@ -56,6 +60,12 @@ class Question:
         for name, value in self.budget._asdict().items():
             if value is not None:
                 check_number(f"budget.{name}", value, low=0)
+        for name in self.also:
+            check_one_of("also", name, ALSO)
+            if name in ("levels", "hopfield") and self.vector is None:
+                raise ValueError(f"also: {name} needs a vector with its space")
+            if name == "entities" and self.text is None:
+                raise ValueError("also: entities needs a text")
         self.scope.where.check()
 
 
@@ -63,11 +73,15 @@ def search(sources: Sequence[Source], ask: Question, generation: int) -> Found:
     ask.check()
     deadline = None if ask.budget.ms is None else time.monotonic() + ask.budget.ms / 1000
     limit = ask.k if ask.budget.items is None else min(ask.k, ask.budget.items)
-    alone = sum(given is not None for given in (ask.vector, ask.text, ask.near)) == 1 and ask.retention is None
+    alone = (
+        sum(given is not None for given in (ask.vector, ask.text, ask.near)) == 1
+        and ask.retention is None
+        and not ask.also
+    )
     depth = 2 * limit if alone else max(ask.fusion.depth, limit)  # one ranking by itself needs no candidates to reorder
     while True:
-        rankings, late = _ask(sources, ask, depth, deadline)
-        parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()})
+        rankings, trust, late = _ask(sources, ask, depth, deadline)
+        parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()}, trust)
         decays = decay_factors(sources, list(parts), ask.retention, ask.now)
         scores = {i: decays[i] * sum(p.part for p in by.values()) for i, by in parts.items()}
         order = sorted(scores, key=lambda i: (-round(scores[i], 12), i))
@@ -92,16 +106,36 @@ def search(sources: Sequence[Source], ask: Question, generation: int) -> Found:
 
 def _ask(
     sources: Sequence[Source], ask: Question, depth: int, deadline: float | None
-) -> tuple[dict[str, Scored], bool]:
-    """Rankings by channel, and whether time ran out before all were asked. One is always asked."""
+) -> tuple[dict[str, Scored], dict[str, float], bool]:
+    """Rankings by channel, what trust some have, and whether time ran out before all were asked. One is always asked."""
     found: dict[str, Scored] = {}
-    for channel, given in (("dense", ask.vector), ("words", ask.text), ("time", ask.near)):
-        if given is None:
-            continue
+    trust: dict[str, float] = {}
+    given = {"dense": ask.vector, "words": ask.text, "time": ask.near} | dict.fromkeys(ask.also, ask.also)
+    near: Scored = []
+    for channel in (name for name, value in given.items() if value is not None):
         if found and deadline is not None and time.monotonic() > deadline:
-            return found, True
-        found[channel] = channels.merged([_one(source, channel, ask, depth) for source in sources], depth)
-    return found, False
+            return found, trust, True
+        if channel in FIRST:
+            rows = channels.merged([_one(source, channel, ask, depth) for source in sources], depth)
+            near = rows if channel == "dense" else near
+            if channel != "dense" or "levels" not in ask.also:
+                found[channel] = rows
+            continue
+        if channel == "entities" and ask.text is not None:
+            asked = associations.names(ask.text)
+            found[channel] = channels.merged([channels.words(s, ask.scope, asked, depth) for s in sources], depth)
+        elif channel == "spreading":
+            parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in found.items()}, trust)
+            scores = {ident: sum(p.part for p in by.values()) for ident, by in parts.items()}
+            best = sorted(scores, key=lambda ident: (-scores[ident], ident))[: associations.SEEDS]
+            found[channel] = associations.spreading(sources, ask.scope, {i: scores[i] for i in best}, depth)
+        elif ask.vector is not None and ask.space is not None:
+            if channel == "levels":
+                by_level, trust = associations.levels(sources, ask.scope, ask.vector, ask.space, depth)
+                found |= by_level
+            else:
+                found[channel] = associations.hopfield(sources, ask.scope, ask.vector, ask.space, near, depth)
+    return found, trust, False
 
 
 def _one(source: Source, channel: str, ask: Question, depth: int) -> Scored:

@@ -267,13 +267,15 @@ class Store(Reader):
         """Note that items were retrieved; `useful` strengthens them, the more the longer they had not been."""
         return self._each("touch", lambda _, change, mine: use.touch(change, mine, useful, self.retention), _ids(ids))
 
-    def decay_tick(self, *, namespace: str | None = None, capacity: int | None = None) -> use.Tick:
-        """Age a namespace to the clock's time. With a capacity, forget what is least worth keeping down to it."""
+    def decay_tick(self, *, namespace: str | None = None, capacity: int | None = None, prune: bool = False) -> use.Tick:
+        """Age a namespace to the clock's time. With a capacity, forget what is least worth keeping down to it; with
+        `prune`, forget experience (level `PROC`) that was retrieved often and seldom useful.
+        """
         if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0):
             raise ValueError(f"capacity: expected a number of items, got {capacity!r}")
         with self._shards.write("decay") as writing:
             where = [(self._shards.engines[place], change) for place, change in writing.changes.items()]
-            tick = use.decay_tick(where, namespace or self.namespace, self.retention, capacity)
+            tick = use.decay_tick(where, namespace or self.namespace, self.retention, capacity, prune)
         return tick._replace(generation=writing.generation)
 
     def consolidate(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import and_, insert, select, update
 
 from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
-from nestmem.store.model import Dynamics
-from nestmem.store.retention import Retention, utility_bound
+from nestmem.store.model import PROC, Dynamics
+from nestmem.store.retention import Retention, harmful, utility_bound
 from nestmem.store.rows import get_dynamics, need_items, visible
 from nestmem.store.schema import dynamics, item, link
 from nestmem.store.writes import forget
@@ -57,15 +57,20 @@ def _write(change: Transaction, seq: int, values: Dynamics, exists: bool) -> Non
 
 
 def decay_tick(
-    shards: Sequence[tuple[Engine, Transaction]], namespace: str, policy: Retention, capacity: int | None
+    shards: Sequence[tuple[Engine, Transaction]],
+    namespace: str,
+    policy: Retention,
+    capacity: int | None,
+    prune: bool = False,
 ) -> Tick:
-    """Bring states up to `change.now`; with a capacity, forget down to it."""
+    """Bring states up to `change.now`; with a capacity, forget down to it; with `prune`, experience that does harm."""
     columns = (item.c.seq, item.c.id, item.c.level, item.c.recorded_at, item.c.pinned)
     query = select(*columns).where(item.c.namespace == namespace, visible(None)).order_by(item.c.seq)
     worth: dict[str, float] = {}
     present: list[set[str]] = []
     states: dict[str, int] = {}
     moved: list[str] = []
+    bad: list[str] = []
     for _, change in shards:
         rows = change.conn.execute(query).all()
         present.append({row.id for row in rows})
@@ -74,10 +79,13 @@ def decay_tick(
         for row in rows:
             old = uses.get(row.seq, Dynamics())
             since = row.recorded_at if old.last_useful is None else old.last_useful
-            left = 1.0 if row.pinned else policy.retention(change.now - since, row.level, old.strength)
+            left, state = policy.place(change.now - since, row.level, old.strength, old.state)
+            if row.pinned:
+                left, state = 1.0, "active"
             if not row.pinned:
                 worth[row.id] = left * (1 + utility_bound(old.useful, old.retrievals))
-            state = policy.state(left)
+            if row.level == PROC and harmful(old.useful, old.retrievals):
+                bad.append(row.id)
             states[state] = states.get(state, 0) + 1
             if state != old.state:
                 _write(change, row.seq, old._replace(state=state), row.seq in uses)
@@ -85,8 +93,12 @@ def decay_tick(
         change.changed(moved[before:])
     out: list[str] = []
     every = set().union(*present)
-    if capacity is not None and len(every) > capacity:
-        out = _least([change for _, change in shards], worth, len(every) - capacity, every)
+    if prune:
+        out += [ident for ident in bad if ident in worth]
+    if capacity is not None and len(every) - len(out) > capacity:
+        kept = {ident: value for ident, value in worth.items() if ident not in set(out)}
+        out += _least([change for _, change in shards], kept, len(every) - len(out) - capacity, every - set(out))
+    if out:
         for (engine, change), mine in zip(shards, present):
             forget(engine, change, [ident for ident in out if ident in mine], reason="capacity")
     return Tick(states, tuple(moved), tuple(out), 0)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from nestmem.store.associations import ALSO
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "store.md").read_text()
 
 
@@ -26,9 +28,17 @@ def test_the_examples_run(tmp_path, monkeypatch):
 def test_every_policy_and_operation_is_named():
     import nestmem.store
 
-    missing = [
-        n for n in ("PyramidMerge", "PredictCalibrate", "NoveltyGate", "Retention", "ReciprocalRank") if n not in PAGE
-    ]
+    strategies = (
+        "PyramidMerge",
+        "Episodes",
+        "Communities",
+        "Prototypes",
+        "PredictCalibrate",
+        "NoveltyGate",
+        "associate",
+    )
+    strategies += ("Retention", "Layered", "ReciprocalRank", "descend", "StoreLevel")
+    missing = [name for name in (*strategies, *ALSO) if name not in PAGE]
     public = [n for n, f in vars(nestmem.store.Store).items() if not n.startswith("_") and callable(f)]
     own = {"unrelate", "unlink", "repair", "stats", "diff", "fingerprint"}
     missing += [n for n in public if n not in own and n not in PAGE]
