@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from algos import jobs
+from algos import figures, jobs
 from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
 
@@ -66,6 +66,7 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
                  "algo.place=segments", "algo.window=64"], "HMT, segments of 64 words"),
     },
 }  # fmt: skip
+AT = "text-bpb-at-"
 GROWTH, FIRST_PLACE = "flat LSTM minus nested", 512
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)  # bytes of a throughput measurement
 STRETCH = 10_000  # of these, the last so many are timed
@@ -137,6 +138,23 @@ def collect() -> None:
     fresh |= {(r["claim"], r["method"]) for r in rows}
     rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
     save("text", rows)
+    draw(rows)
+
+
+def draw(rows: list[dict[str, Any]], path: Path = Path("docs/text.png")) -> None:
+    """Bits per byte by place, a line for each method with its interval where there are several seeds."""
+    curves: dict[str, list[list[float]]] = {}
+    for r in rows:
+        if r["claim"].startswith(AT):
+            low, high = (r["value"] if bound is None else bound for bound in (r["low"], r["high"]))
+            curves.setdefault(r["method"], []).append([float(r["claim"].removeprefix(AT)), r["value"], low, high])
+    if curves:
+        figures.lines(
+            {k: sorted(v) for k, v in curves.items()},
+            "bytes of the book before",
+            "bits per byte, held-out books",
+            log=True,
+        ).savefig(path)
 
 
 def growth() -> list[dict[str, Any]]:
@@ -167,7 +185,7 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
             shared = [p for p in points[0] if all(p in other for other in points)]
             values = {"text-bpb": ([r["score"] for r in results], "bits per byte", "")}
             for place in shared:
-                claim = f"text-bpb-at-{place}"
+                claim = f"{AT}{place}"
                 values[claim] = ([p[place] for p in points], "bits per byte", "around this many bytes before")
             lesions = [k for k in results[0]["numbers"] if k.startswith("bits per byte, memory ")]
             for key in lesions:

@@ -17,6 +17,8 @@ def found(score, places, seed):
 def test_places_and_the_growth_of_the_gap(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "ROOT", tmp_path / "runs")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
     kept = text.row("needle-16x", "somebody", 1.0, n=1, unit="%")
     (tmp_path / "text.json").write_text(json.dumps({"rows": [kept]}))
     for seed in (0, 1):
@@ -25,6 +27,7 @@ def test_places_and_the_growth_of_the_gap(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             (folder / "result.json").write_text(json.dumps(found(2.2, places, seed)))
     text.collect()
+    assert (tmp_path / "docs" / "text.png").stat().st_size > 1000
     rows = {(r["claim"], r["method"]): r for r in json.loads((tmp_path / "text.json").read_text())["rows"]}
     assert rows["needle-16x", "somebody"] == kept
     at = rows["text-bpb-at-1448", "flat LSTM"]
