@@ -27,6 +27,7 @@ from algos.config import configure
 from algos.trainer import Trainer
 from benchmarks.results import row, save
 from envs import meta_world
+from envs.meta_world_simulator import package
 from envs.trials import Array, Trials
 from nestmem.probes import Interval, ratio_interval
 
@@ -110,7 +111,7 @@ def theirs(trainer: Any) -> Callable[[], None]:
 def simulators(env: Any) -> Callable[[], None]:
     """As many steps in the package's own simulators: random actions, their own resets."""
     env.reset()
-    sims = [meta_world._package().ALL_V3_ENVIRONMENTS[env.task(i).name]() for i in range(env.num_envs)]  # noqa: SLF001
+    sims = [package().ALL_V3_ENVIRONMENTS[env.task(i).name]() for i in range(env.num_envs)]
     rng = np.random.default_rng(0)
 
     def play() -> None:

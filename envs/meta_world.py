@@ -13,11 +13,9 @@ Legend: N trials, 39 numbers of an observation, 4 of an action.
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,8 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from envs.film import Film
-from envs.simulated import Simulated, copied, python_state
+from envs.meta_world_simulator import Snapshot, package, restore, simulator, snapshot
+from envs.simulated import Simulated
 from envs.trials import Array
 from nestmem.errors import UserError
 
@@ -205,19 +204,18 @@ class MetaWorld(Simulated):
 
 def names(benchmark: str, task: str, split: str) -> list[str]:
     """Names of the simulators of a split."""
-    package = _package()
     if split not in SPLITS:
         raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     match benchmark:
         case "ML1":
             found = [name.strip() for name in task.split(",")]
             for name in found:
-                if name not in package.ALL_V3_ENVIRONMENTS:
-                    known = ", ".join(package.ALL_V3_ENVIRONMENTS)
+                if name not in package().ALL_V3_ENVIRONMENTS:
+                    known = ", ".join(package().ALL_V3_ENVIRONMENTS)
                     raise UserError(f"env.task: Meta-World has no {name!r}; known: {known}")
             return found
         case "ML10" | "ML45":
-            classes = getattr(package, f"{benchmark}_V3")
+            classes = getattr(package(), f"{benchmark}_V3")
             return list(classes["test" if split == "test" else "train"])
     raise UserError(f"env.benchmark: expected ML1, ML10 or ML45, got {benchmark!r}")
 
@@ -251,26 +249,6 @@ def moved(task: Task, metres: float, rng: np.random.Generator) -> Task:
     return Task(task.name, np.array(env._last_rand_vec))  # noqa: SLF001
 
 
-def simulator(name: str) -> Any:
-    """A robot at a task's table, no task given yet."""
-    return quick(name)()
-
-
-@cache
-def quick(name: str) -> Any:
-    """The class of a simulator whose instances share one parsed model: they take milliseconds to make, not tenths of a second."""
-    original = _package().ALL_V3_ENVIRONMENTS[name]
-    parsed: list[Any] = []
-
-    def initialize(self: Any) -> tuple[Any, Any]:
-        if not parsed:
-            parsed.append(original._initialize_simulation(self)[0])  # noqa: SLF001
-        model = copy.copy(parsed[0])
-        return model, _package().mujoco.MjData(model)
-
-    return type(original.__name__, (original,), {"_initialize_simulation": initialize})
-
-
 @cache
 def scratch(name: str) -> Any:
     """The simulator tasks are drawn with; what one was drawn before makes no difference."""
@@ -287,35 +265,10 @@ def settle(env: Any, task: Task) -> None:
     """Give a simulator its task, the goal hidden; the package wants it pickled."""
     data = {
         "rand_vec": task.vector.copy(),
-        "env_cls": _package().ALL_V3_ENVIRONMENTS[task.name],
+        "env_cls": package().ALL_V3_ENVIRONMENTS[task.name],
         "partially_observable": True,
     }
-    env.set_task(_package().Task(task.name, pickle.dumps(data)))
-
-
-class Snapshot(NamedTuple):
-    physics: Array  # MuJoCo's integration state
-    bodies: Array  # where the model has its bodies and sites: a reset moves some of them
-    sites: Array
-    python: dict[str, Any]
-
-
-def snapshot(env: Any) -> Snapshot:
-    """The whole state of a simulator."""
-    mujoco, whole = _package().mujoco, _package().mujoco.mjtState.mjSTATE_INTEGRATION
-    physics = np.empty(mujoco.mj_stateSize(env.model, whole))
-    mujoco.mj_getState(env.model, env.data, physics, whole)
-    return Snapshot(physics, env.model.body_pos.copy(), env.model.site_pos.copy(), python_state(env))
-
-
-def restore(env: Any, held: Snapshot) -> None:
-    """Back to a snapshot of a simulator of the same name."""
-    mujoco, whole = _package().mujoco, _package().mujoco.mjtState.mjSTATE_INTEGRATION
-    env.model.body_pos[:], env.model.site_pos[:] = held.bodies, held.sites
-    mujoco.mj_setState(env.model, env.data, held.physics, whole)
-    mujoco.mj_forward(env.model, env.data)
-    mujoco.mj_setState(env.model, env.data, held.physics, whole)  # `mj_forward` has moved where the solver starts from
-    vars(env).update({name: copied(value) for name, value in held.python.items()})
+    env.set_task(package().Task(task.name, pickle.dumps(data)))
 
 
 def as_bytes(value: Any) -> Tensor:
@@ -335,19 +288,3 @@ def _plain(value: Any) -> Any:
 
 def _array(value: dict[str, Any]) -> Any:
     return np.array(value["array"], value["dtype"]) if value.keys() == {"array", "dtype"} else value
-
-
-@cache
-def _package() -> Any:
-    """Meta-World with the tables it keeps elsewhere, and MuJoCo; imported late, as that takes seconds."""
-    try:
-        import metaworld
-        import mujoco
-        from metaworld import env_dict
-    except ImportError as error:
-        raise UserError(f"env: Meta-World is not installed ({error}); pip install nestmem[rl]") from None
-    return SimpleNamespace(
-        mujoco=mujoco,
-        Task=metaworld.Task,
-        **{k: getattr(env_dict, k) for k in ("ALL_V3_ENVIRONMENTS", "ML10_V3", "ML45_V3")},
-    )

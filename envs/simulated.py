@@ -40,8 +40,8 @@ class Hung(Exception):
 class Simulated(Trials):
     """trials: N. A subclass gives `sample`, `build`, `place`, `title`, the spaces, and perhaps snapshots with `key`.
 
-    patience: seconds that one step or reset may take. Watched by a timer of the main thread; native code that never returns to
-    Python is beyond it.
+    patience: seconds that one reset, or one step of all, may take. Watched by a timer of the main thread; native code that never
+    returns to Python is beyond it.
     """
 
     def __init__(
@@ -107,24 +107,29 @@ class Simulated(Trials):
         rewards = np.zeros(self.num_envs, np.float32)
         if isinstance(space := self.single_action_space, Box):
             actions = np.clip(actions, space.low, space.high)
-        for row, action in enumerate(actions):
-            if self.over[row]:
-                continue
+        row = 0
+        while row < self.num_envs:
             try:
-                with deadline(self.patience):
-                    observation, reward, over, _, info = self.sims[row].step(action)
-                if not (np.isfinite(observation).all() and np.isfinite(reward)):
-                    raise FloatingPointError("numbers that are not finite")
+                with deadline(self.patience):  # one timer for all rows: it costs as much as a tenth of a step
+                    for row in range(row, self.num_envs):  # noqa: B020  (where it stopped is where it goes on)
+                        if not self.over[row]:
+                            rewards[row] = self._step(row, actions[row])
             except Exception as error:  # whatever a simulator may raise
                 self._fail(row, error)
                 self.seen[row] = self._sure(row)
                 if self.success is not None:
                     self.success[row] = False
-                continue
-            self.failed[row] = 0
-            self.seen[row], self.over[row] = observation, over
-            rewards[row] = self.paid(row, action, reward, info)
+            row += 1
         return rewards
+
+    def _step(self, row: int, action: Array) -> float:
+        """One step of one simulator; what it pays."""
+        observation, reward, over, _, info = self.sims[row].step(action)
+        if not (np.isfinite(observation).all() and np.isfinite(reward)):
+            raise FloatingPointError("numbers that are not finite")
+        self.failed[row] = 0
+        self.seen[row], self.over[row] = observation, over
+        return self.paid(row, action, reward, info)
 
     def _sure(self, row: int) -> Array:
         """Start an episode as the simulator itself would, again and again if that fails; the start is kept."""

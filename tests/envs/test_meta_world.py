@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import pytest
+import scipy.spatial.transform
 from gymnasium.error import ResetNeeded
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-from envs import meta_world, meta_world_sweeps
+from envs import meta_world, meta_world_simulator, meta_world_sweeps
 from envs.meta_world import OBSERVED, MetaWorld, moved
 from envs.simulated import PATIENCE
 from nestmem.errors import UserError
@@ -98,6 +99,27 @@ def test_a_snapshot_in_the_middle(name):
     there = steps(env, 6, seed=2)
     env.restore(0, held)
     assert (steps(env, 6, seed=2) == there).all()
+
+
+@pytest.mark.parametrize("name", ["reach-v3", "drawer-open-v3", "stick-push-v3", "hammer-v3", "soccer-v3"])
+def test_what_is_seen_is_what_the_package_shows(name):
+    ours, theirs = meta_world.simulator(name), ALL_V3_ENVIRONMENTS[name]()
+    task, rng = meta_world.draw(name, "val", 1, 0)[0], np.random.default_rng(0)
+    for sim in (ours, theirs):
+        meta_world.settle(sim, task)
+    assert np.allclose(ours.reset()[0], theirs.reset()[0], rtol=0, atol=1e-12)
+    for _ in range(5):
+        action = rng.uniform(-1, 1, 4)
+        (seen, paid, *_), (shown, pays, *_) = ours.step(action), theirs.step(action)
+        assert np.allclose(seen, shown, rtol=0, atol=1e-12) and paid == pytest.approx(pays, abs=1e-12)
+
+
+def test_quaternions_are_those_of_scipy():
+    turns = scipy.spatial.transform.Rotation.random(300, rng=0)
+    for matrix, quaternion in zip(turns.as_matrix(), turns.as_quat(), strict=True):
+        ours = meta_world_simulator.Rotation.from_matrix(matrix).as_quat()
+        assert np.allclose(ours, scipy.spatial.transform.Rotation.from_matrix(matrix).as_quat(), rtol=0, atol=1e-14)
+        assert abs(ours @ quaternion) == pytest.approx(1)
 
 
 def test_saved_halfway_it_goes_on_bit_for_bit():
