@@ -55,13 +55,8 @@ METHODS: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
         ["memory=episodic"],
         {"bindings": ["memory.slots=24", "memory.threshold=0.5"], "rules": ["memory.slots=16", "memory.threshold=0.8"]},
     ),
-    "slow": (
+    "slow": (  # fewer bytes, since random features beyond the products do not help
         "slow only (tensor product, written every step)",
-        ["memory=tensor_product"],
-        {"bindings": ["memory.key_code=59", "memory.bits=8"], "rules": ["memory.key_code=23", "memory.bits=32"]},
-    ),
-    "slow-same": (  # fewer bytes, since more random features than products do not help
-        "slow only, as in nested",
         ["memory=tensor_product"],
         {"bindings": ["memory.bits=8", "memory.ridge=4"], "rules": ["memory.key_code=8"]},
     ),

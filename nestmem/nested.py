@@ -61,6 +61,7 @@ class NestedMemory(Memory):
     "replay" (default), "distill", "reptile" or "hebb"; see `nestmem.consolidation`. known: probability from which on a
     label that a slow level foresaw is not written into the slots below it; 1 (default): all are written. What fills the
     slots is then what the slow level does not know, so slots last longer, and that there is one says that it is needed.
+    tokens_too: slow levels that take items over also see all tokens, as they do without a faster level.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class NestedMemory(Memory):
         fields: Fields | None = None,
         consolidation: str = "replay",
         known: float = 1.0,
+        tokens_too: bool = False,
     ):
         super().__init__()
         if not levels:
@@ -106,7 +108,7 @@ class NestedMemory(Memory):
             raise ValueError(
                 "known: expected 1 unless outcomes are labels and slow levels are fed by key-value memories"
             )
-        self.known = known
+        self.known, self.tokens_too = known, tokens_too
 
     def initial_state(self, batch_size: int) -> NestedState:
         states = tuple(level.initial_state(batch_size) for level in self.levels)
@@ -143,32 +145,34 @@ class NestedMemory(Memory):
 
     def _advance(self, x: Tensor, state: NestedState, steps: int) -> tuple[Tensor, NestedState, Aux]:
         """One step [B, D], or a stretch [B, T, D] without ticks: slow levels are read, the others read and write."""
-        reads, auxes, states = [], [], []
-        for i, (level, held) in enumerate(zip(self.levels, state.levels, strict=True)):
-            if i in self.source:
+        reads, auxes, states = ([None] * len(self.levels) for _ in range(3))  # type: list[Any], list[Any], list[Any]
+        # Slow levels first: what they foresaw decides what is written below them.
+        for i in sorted(range(len(self.levels)), key=lambda i: i not in self.source):
+            level, held = self.levels[i], state.levels[i]
+            if i in self.source and not self.tokens_too:
                 y, aux = level.read(x, held)
             elif self.known < 1 and i in self.source.values():
-                y, held, aux = self._selectively(i, x, state)
+                y, held, aux = self._selectively(i, x, state, reads)
             else:
                 y, held, aux = level.step(x, held) if x.dim() == 2 else level.run(x, held)
-            reads.append(y)
-            auxes.append(aux)
-            states.append(held)
+            reads[i], states[i], auxes[i] = y, held, aux
         y, aux = self.combine(reads, auxes)
         return y, NestedState(tuple(states), state.step + steps), aux
 
-    def _selectively(self, fast: int, x: Tensor, state: NestedState) -> tuple[Tensor, State, Aux]:
-        """`_advance` of a level that feeds a slow one and takes only what that does not know."""
+    def _selectively(self, fast: int, x: Tensor, state: NestedState, reads: list[Any]) -> tuple[Tensor, State, Aux]:
+        """`_advance` of a level that feeds slow ones, whose reads are at hand, and takes only what these do not know."""
         assert self.fields is not None, "checked at the start"
         level, held = self.levels[fast], state.levels[fast]
         tokens = x if x.dim() == 3 else x[:, None]
-        items = level.items(tokens, held.pending)
-        asked = torch.cat([*items[:2], torch.zeros_like(items.outcome)], -1)
+        outcomes = level.items(tokens, held.pending).outcome
+        pending = torch.cat([held.pending, torch.zeros_like(outcomes[:, 0])], -1)
         unknown = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
         for slow in (slow for slow, source in self.source.items() if source == fast):
-            answer, _ = self.levels[slow].read(asked, state.levels[slow])
-            foreseen = self.fields.split(answer)[2].softmax(-1)
-            unknown = unknown & ((foreseen * items.outcome).sum(-1) < self.known)
+            foresaw = self.levels[slow].read(pending, state.levels[slow])[0][:, None]
+            if x.dim() == 3:
+                foresaw = torch.cat([foresaw, reads[slow][:, :-1]], 1)  # an outcome comes one step after its key
+            probability = (self.fields.split(foresaw)[2].softmax(-1) * outcomes).sum(-1)
+            unknown = unknown & (probability < self.known)
         y, held, aux = level.run_writing(tokens, held, unknown)
         if x.dim() == 3:
             return y, held, aux
@@ -250,17 +254,17 @@ def nested(
     For many conflicting bindings in few bytes: key_bits=8 (of slots and slow weights) and slow=product, a tensor product
     instead of the MLP, with its ridge and key_code; slow=none leaves the slow level out.
     slow_sees: the episodic level's "items" at each tick, which suits what is arbitrary; or "tokens", all of them as they come,
-    which suits a rule: then the level comes before the episodic one and has its own pace.
+    which suits a rule: then the level comes before the episodic one and has its own pace; or "both".
     known: probability from which on what the slow level foresaw is not written into slots; 1: all is.
     store: path or URL of a persistent store as the slowest level (docs/store.md); a finished run writes back what it learned.
     """
-    if slow_sees not in ("items", "tokens"):
-        raise ValueError(f"slow_sees: expected items or tokens, got {slow_sees!r}")
+    if slow_sees not in ("items", "tokens", "both"):
+        raise ValueError(f"slow_sees: expected items, tokens or both, got {slow_sees!r}")
     levels: list[Memory] = [
         LSTM(d_model, fields, hidden=hidden, reset_every=reset_every),
         Episodic(d_model, fields, slots=slots, threshold=threshold, key_bits=key_bits),
     ]
-    place = 2 if slow_sees == "items" else 1
+    place = 1 if slow_sees == "tokens" else 2
     match slow:
         case "mlp":
             levels.insert(place, SlowMLP(d_model, fields, hidden=slow_hidden, period=period))
@@ -275,4 +279,4 @@ def nested(
         from nestmem.store.store import Store
 
         levels.append(StoreLevel(Store(store), d_model, fields))
-    return NestedMemory(levels, fields, consolidation=consolidation, known=known)
+    return NestedMemory(levels, fields, consolidation=consolidation, known=known, tokens_too=slow_sees == "both")

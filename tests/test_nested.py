@@ -60,11 +60,12 @@ def test_the_mixture_is_a_distribution_and_a_replaced_read_moves_it():
     assert not torch.allclose(memory.combine([own[0][0], donor[1], own[2][0]], [a for _, a in own])[0], y)
 
 
-def test_what_the_slow_level_foresaw_takes_no_slot():
+@pytest.mark.parametrize("tokens_too", [False, True])
+def test_what_the_slow_level_foresaw_takes_no_slot(tokens_too):
     torch.manual_seed(0)
     fields = Fields(6, 0, 3)
     levels = [Episodic(D, fields, slots=16), TensorProduct(D, fields, period=4, ridge=0.1)]
-    memory, writes_all = (NestedMemory(levels, fields, known=known) for known in (0.5, 1.0))
+    memory, writes_all = (NestedMemory(levels, fields, known=known, tokens_too=tokens_too) for known in (0.5, 1.0))
     keys = torch.eye(6)[:4]
     x = torch.zeros(1, 13, D)
     x[0, :12, :6] = torch.cat(
@@ -85,6 +86,9 @@ def test_what_the_slow_level_foresaw_takes_no_slot():
         stepwise.append(answer)
     torch.testing.assert_close(torch.stack(stepwise, 1), y)
     torch.testing.assert_close(state.levels[1].w, end.levels[1].w)
+    assert bool(memory(x[:, :3])[1].levels[1].w.any()) is tokens_too, (
+        "before the first tick only tokens can have told it"
+    )
     assert written(state) == written(end)
 
 

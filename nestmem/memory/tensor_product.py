@@ -21,7 +21,7 @@ from nestmem.memory.associative import Associative, Binding, arrived
 from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, Regression, where_rows
 from nestmem.memory.registry import register
 
-LIMIT = 1.0  # largest weight that 8 bits hold
+LIMIT = 10.0  # largest weight that 8 bits hold, in units of 1 / sqrt(H)
 TINY = 1e-8  # of a squared length: what was never written has no direction
 
 
@@ -69,6 +69,7 @@ class TensorProduct(Associative):
         self.key_map = nn.Parameter(torch.randn(key, width) if self.wide else torch.eye(key)[:, :width].clone())
         self.cue_map = nn.Parameter(torch.eye(cue)) if cue else None
         self.hidden = width * max(cue, 1)
+        self.scale = 127 * self.hidden**0.5 / LIMIT  # quanta per unit of weight
         self.log_gain = nn.Parameter(torch.tensor(2.0))
 
     def initial_state(self, batch_size: int) -> TensorProductState:
@@ -130,7 +131,7 @@ class TensorProduct(Associative):
         return w * (w.square().sum(1, keepdim=True) + TINY).rsqrt() if self.cosine else w
 
     def _pack(self, w: Tensor) -> Tensor:
-        return w if self.bits == 32 else (w.clamp(-LIMIT, LIMIT) * (127 / LIMIT)).round().to(torch.int8)
+        return w if self.bits == 32 else (w * self.scale).clamp(-127, 127).round().to(torch.int8)
 
     def _unpack(self, w: Tensor) -> Tensor:
-        return w if self.bits == 32 else w.to(self.key_map.dtype) * (LIMIT / 127)
+        return w if self.bits == 32 else w.to(self.key_map.dtype) / self.scale
