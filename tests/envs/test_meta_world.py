@@ -238,6 +238,17 @@ def test_a_simulator_that_never_works_ends_the_run_with_its_name():
         Broken(1, goals=2).reset(seed=0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the viewer that did not come to be
+def test_where_rendering_does_not_work_one_line_says_so(caplog, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "no such thing")
+    env = reach(1, film=2)
+    env.reset(seed=0)
+    with caplog.at_level(logging.WARNING):
+        steps(env, 12)
+    assert [record.message[:40] for record in caplog.records] == ["no videos: rendering does not work here "]
+    assert env.film.frames == []
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -253,3 +264,30 @@ def test_a_simulator_that_never_works_ends_the_run_with_its_name():
 def test_what_is_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
         reach(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_V3_ENVIRONMENTS)
+def test_every_simulator_repeats_itself_from_a_snapshot_and_shows_what_the_package_does(name):
+    """All fifty: a reset does not depend on what went before, and a snapshot taken to another instance goes on alike."""
+    tasks, rng = meta_world.draw(name, "train", 2, 0), np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (30, 4))
+
+    def play(sim):
+        steps = (sim.step(action) for action in actions)
+        return np.stack([np.append(seen, [paid, info["success"]]) for seen, paid, _, _, info in steps])
+
+    one, two, theirs = meta_world.simulator(name), meta_world.simulator(name), ALL_V3_ENVIRONMENTS[name]()
+    meta_world.settle(one, tasks[0]), meta_world.settle(two, tasks[1]), meta_world.settle(theirs, tasks[0])
+    one.reset(), two.reset(), theirs.reset()
+    start, first = meta_world_simulator.snapshot(one), play(one)
+    assert np.allclose(first, play(theirs), rtol=0, atol=1e-10)
+    play(two)
+    meta_world_simulator.restore(two, start)
+    assert (play(two) == first).all()
+    meta_world.settle(one, tasks[1])
+    one.reset()
+    play(one)
+    meta_world.settle(one, tasks[0])
+    one.reset()
+    assert (play(one) == first).all()
