@@ -1,5 +1,6 @@
 """Meta-World: goals of splits kept apart, the package's own resets, state saved halfway, simulators that fail."""
 
+import gc
 import logging
 import time
 
@@ -247,6 +248,8 @@ def test_where_rendering_does_not_work_one_line_says_so(caplog, monkeypatch):
         steps(env, 12)
     assert [record.message[:40] for record in caplog.records] == ["no videos: rendering does not work here "]
     assert env.film.frames == []
+    caplog.clear()
+    gc.collect()
 
 
 @pytest.mark.parametrize(
