@@ -209,8 +209,11 @@ def test_an_experiment_file_for_every_experiment(capsys):
     import configs
     from algos.config import configure
 
-    for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml"):
+    folder = Path(configs.__file__).parent
+    for path in (folder / "experiment").glob("*.yaml"):
         assert configure([f"experiment={path.stem}"]).trainer.steps > 0
+    for path in (folder / "memory").glob("*.yaml"):
+        assert configure([f"memory={path.stem}"]).memory.name in nestmem.memories()
 
 
 def test_importing_the_library_is_light():
