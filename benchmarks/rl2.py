@@ -30,7 +30,8 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
     "bandit10": ("bandit-10-5", ["experiment=bandit10"], "RL2, linear attention"),
     "bandit10-lstm": ("bandit-10-5", ["experiment=bandit10", "memory=lstm"], "RL2, LSTM"),
     "bandit100": ("bandit-100-5", ["experiment=bandit100"], "RL2, linear attention"),
-    "bandit500": ("bandit-500-5", ["experiment=bandit500"], "RL2, linear attention"),
+    "bandit100-end": ("bandit-100-5", ["experiment=bandit100_end", "algo.start={bandit100}"], "RL2, second stage"),
+    "bandit500": ("bandit-500-5", ["experiment=bandit500", "algo.start={bandit100-end}"], "RL2, linear attention"),
     "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, LSTM"),
     "mdp25": ("mdp-25", ["experiment=mdp25"], "RL2, LSTM"),
     "barcode": ("barcode", ["experiment=barcode"], "RL2, nested"),
@@ -51,7 +52,9 @@ def train(name: str, seed: str, extra: list[str]) -> None:
     if run.exists():
         jobs.train([f"resume={run}"])
     else:
-        jobs.train([*RUNS[name][1], f"seed={seed}", f"run={run}", *extra])
+        runs = {other: ROOT / f"{other}-s{seed}" for other in RUNS}
+        options = [option.format_map(runs) for option in RUNS[name][1]]
+        jobs.train([*options, f"seed={seed}", f"run={run}", *extra])
 
 
 def collect() -> None:
@@ -79,6 +82,7 @@ def collect() -> None:
             rows.append(_row(claim, title + suffix, returns, note, **size))
         if isinstance(tested[0][0], Barcodes):
             regrets[name] = [[p[1] for p in regret_by_visit(env, rewards)] for env, rewards in tested]
+            regrets[f"{name}, barcodes shuffled"] = [_shuffled(run) for run in runs]
         if not any(r["claim"] == claim and r["method"] == "random" for r in rows):
             rows += _policies(problems[0], claim)
     rows += _regrets(regrets)
@@ -108,13 +112,23 @@ def _policies(problem: RL2Problem, claim: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _shuffled(run: Path) -> list[float]:
+    """Regret by visit of the same weights where barcodes say nothing."""
+    config = jobs.stored_config(run)
+    config.env.shuffled = True
+    problem: Any = jobs.restored(config).problem
+    return [p[1] for p in regret_by_visit(*problem.evaluate("test", problem.options.test_tasks))]
+
+
 def _regrets(regrets: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
     """Regret per pull by visit of every memory, and the ratio the claim is about."""
     rows = []
     for name, seeds in regrets.items():
         for visit, values in enumerate(zip(*seeds, strict=True), start=1):
             mean = float(np.mean(values))
-            rows.append(row("barcode-regret", f"{RUNS[name][2]}, visit {visit}", mean, unit="per pull", n=len(values)))
+            base, _, control = name.partition(", ")
+            title = ", ".join(filter(None, (RUNS[base][2], control, f"visit {visit}")))
+            rows.append(row("barcode-regret", title, mean, unit="per pull", n=len(values)))
     if "barcode-lstm" in regrets:
         flat = np.mean([seed[1] for seed in regrets["barcode-lstm"]])
         for name in ("barcode", "barcode-eplstm"):
