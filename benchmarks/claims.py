@@ -133,7 +133,7 @@ def wide(rows: list[Row], claims: list[str]) -> str:
             if (row := mine.get(claim)) is None:
                 cells.append("")
                 continue
-            digits = 3 if row["unit"] == "fraction" else 1
+            digits = 3 if row["unit"] in ("fraction", "bits per byte") else 1
             spread = f" ± {(row['high'] - row['low']) / 2:.{digits}f}" if row["n"] > 1 else ""
             cells.append(f"{row['value']:.{digits}f}{spread}")
         size = max((row["state_bytes"] or 0 for row in mine.values()), default=0) or ""
@@ -146,15 +146,18 @@ def interval(row: Row) -> str:
     return "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
 
 
+LEVELS = ("1 LSTM", "2 LinearMemory", "3 Leaky", "4 Episodes", "5 FastHead")
+LESIONS = ("on", "cleared", "frozen", *(f"cleared: {level}" for level in LEVELS))  # of text
+PLACES = (512, 1448, 2896, 5793, 11585, 23170, 46341, 92682)
+
 SECTIONS = {
     "few-shot": ["omniglot-5w1s", "omniglot-20w1s", "quickstart-seconds", "quickstart-accuracy", "quickstart-gain"],
     "speed": [
         "maml-vs-learn2learn-cpu", "maml-vs-learn2learn-tuned-cpu", "maml-vs-learn2learn-small-cpu",
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
     ],
-    "text": [
-        "text-bpb", "text-bpb-by-position", *(f"text-bpb-at-{n}" for n in (512, 1448, 2896, 5793, 11585, 23170, 46341, 92682)),
-        *(f"text-lesion: memory {what}" for what in ("on", "cleared", "frozen")),
+    "text-more": [
+        "text-bpb-by-position", *(f"text-lesion: memory {what}" for what in LESIONS),
         "forgetting-text", "recurrence-savings-text", *(f"drift-books-after-{i}" for i in (1, 2, 3)), "text-flatness",
     ],
     "text-recall": [
@@ -181,6 +184,7 @@ SECTIONS = {
 WIDE = {
     "sequential": [*(f"continual-{n}" for n in (10, 50, 100, 200, 400, 600)), "continual-600-drop"],
     "recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")],
+    "text": ["text-bpb", *(f"text-bpb-at-{place}" for place in PLACES)],
     "timescales": [
         *(f"bayes-gain-{v}" for v in "abc"),
         *(f"interchange-{part}" for part in ("diagonal", "off-diagonal", "index")),

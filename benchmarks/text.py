@@ -183,7 +183,8 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
         case "books":
             points = [{round(p[0]): p[1] for p in r["lines"]["place"]["points"]} for r in results]
             shared = [p for p in points[0] if all(p in other for other in points)]
-            values = {"text-bpb": ([r["score"] for r in results], "bits per byte", "")}
+            books = f"over books [{results[0]['low']:.3f}, {results[0]['high']:.3f}]" if len(results) == 1 else ""
+            values = {"text-bpb": ([r["score"] for r in results], "bits per byte", books)}
             for place in shared:
                 claim = f"{AT}{place}"
                 values[claim] = ([p[place] for p in points], "bits per byte", "around this many bytes before")
