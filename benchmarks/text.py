@@ -44,7 +44,7 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
         "nested": (["experiment=books"], NESTED),
         "lstm": (["experiment=books_lstm"], "flat LSTM"),
         "window": (["experiment=books_window"], "three windows of 128 tokens"),
-        "leaning": (["experiment=books", "algo.level_loss=0"], "the same without a loss of the layers' own"),
+        "leaning": (["experiment=books", "algo.level_loss=0"], "nested, without a loss of the layers' own"),
         "episodes": (
             ["experiment=books_lstm", "algo.orders=[3,4,6,8]", "algo.bits=16", "algo.level_loss=0.3"],
             "LSTM with exact episodes",
@@ -147,7 +147,9 @@ def draw(rows: list[dict[str, Any]], path: Path = Path("docs/text.png")) -> None
     for r in rows:
         if r["claim"].startswith(AT):
             low, high = (r["value"] if bound is None else bound for bound in (r["low"], r["high"]))
-            curves.setdefault(r["method"], []).append([float(r["claim"].removeprefix(AT)), r["value"], low, high])
+            curves.setdefault(r["method"].split(" (")[0], []).append(
+                [float(r["claim"].removeprefix(AT)), r["value"], low, high]
+            )
     if curves:
         figures.lines(
             {k: sorted(v) for k, v in curves.items()},
