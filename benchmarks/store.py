@@ -344,8 +344,9 @@ def crash(whole: bool) -> list[dict[str, Any]]:
     chosen = ["-k", "killed and not any_moment", "-m", "slow or not slow" if whole else "not slow"]
     pytest.main([*files, *chosen, "-p", "no:cacheprovider"], plugins=[count])
     total = count.passed + count.failed
+    where = "all" if whole else "four points"
     note = (
-        "SIGKILL at commit points times operations, on SQLite, one PostgreSQL, three PostgreSQL shards and three files"
+        f"SIGKILL at commit points of operations: all on SQLite, {where} on PostgreSQL, three shards of it, three files"
     )
     value = 100 * count.passed / max(1, total)
     return [

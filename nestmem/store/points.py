@@ -12,7 +12,7 @@ from collections.abc import Callable
 STEPS = ("begin", "written", "committed")
 MUTATIONS = (
     "space", "put", "touch", "link", "unlink", "relate", "supersede", "forget", "remember", "erase", "consolidate",
-    "decay", "snapshot", "import",
+    "decay", "snapshot", "import", "compact",
 )  # fmt: skip
 BETWEEN = (
     "erase:compacted", "snapshot:copied", "snapshot:manifest", "restore:copied", "restore:kept", "restore:swapped",

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 from torch import Tensor
 
 from nestmem.store.channels import Scope
+from nestmem.store.compaction import horizon
 from nestmem.store.engine import chunks, last_commit, seqs_of
 from nestmem.store.errors import StoreError
 from nestmem.store.fusion import ReciprocalRank
@@ -256,12 +257,12 @@ class Reader:
         if (generation is None) == (time is None):
             raise ValueError("as_of: expected either a generation or a time")
         with self._read() as conns:
-            last = newest(conns)
+            last, first = newest(conns), max(horizon(conn) for conn in conns)
             if time is not None:
                 past = select(func.max(journal.c.generation)).where(journal.c.recorded_at <= check_number("time", time))
                 generation = max(conn.execute(past).scalar() or 0 for conn in conns)
-        if isinstance(generation, bool) or not isinstance(generation, int) or not 0 <= generation <= last:
-            raise ValueError(f"generation: expected 0 to {last}, got {generation!r}")
+        if isinstance(generation, bool) or not isinstance(generation, int) or not first <= generation <= last:
+            raise ValueError(f"generation: expected {first} to {last}, got {generation!r}")
         return Reader(self._shards, self.namespace, self.retention, generation)
 
     def journal(self, last: int = 20) -> list[dict[str, Any]]:

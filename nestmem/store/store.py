@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, insert, select
 
-from nestmem.store import snapshot, ties, transfer, use, verify, writes
+from nestmem.store import compaction, snapshot, ties, transfer, use, verify, writes
 from nestmem.store.consolidate import Consolidated, consolidate
 from nestmem.store.engine import Engine, Transaction, count, open_engine
 from nestmem.store.errors import StoreError
@@ -341,6 +341,25 @@ class Store(Reader):
                 remembered=ids(item.c.seq.in_(select(hidden.c.seq).where(within(hidden.c.died)))),
                 erased=ids(within(item.c.died), item.c.ended == "erased"),
             )
+
+    def compact(self, before: int | None = None) -> Written:
+        """Let go of what was superseded or forgotten up to generation `before` (by default all of it), and shrink the
+        files. `as_of` reaches back no further, and what was forgotten by then cannot be remembered. Returns its ids.
+        """
+        last = self.generation
+        at = last if before is None else before
+        if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at <= last:
+            raise ValueError(f"before: expected a generation from 0 to {last}, got {before!r}")
+        with self._shards.write("compact") as writing:
+            gone = sorted(compaction.leaving([change.conn for change in writing.changes.values()], at))
+            for change in writing.changes.values():
+                compaction.remove(change, gone, at)
+                if change.ids:
+                    compaction.note(change.conn, max(at, compaction.horizon(change.conn)))
+                    change.conn.execute(sa.delete(meta).where(meta.c.name == "compact"))
+                    change.conn.execute(insert(meta).values(name="compact", value="due"))
+        self._shards.finish_erasure()
+        return Written(tuple(gone), writing.generation)
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Rows and a hash per table: equal for equal stores."""

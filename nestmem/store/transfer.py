@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from nestmem.durable import sync
 from nestmem.store import points
+from nestmem.store.compaction import horizon, note
 from nestmem.store.engine import Engine, chunks, count, last_commit
 from nestmem.store.errors import StoreError
 from nestmem.store.model import dumps
@@ -70,6 +71,7 @@ def export(shards: Shards, folder: Path) -> dict[str, Any]:
                 conns = [source.conn for source in sources]
                 past = one_past(conns)
                 generation = past[-1]["generation"] if past else 0
+                oldest = max(horizon(conn) for conn in conns)
                 files = {}
                 for table in TABLES:
                     name = f"{table.name}.jsonl"
@@ -81,7 +83,7 @@ def export(shards: Shards, folder: Path) -> dict[str, Any]:
                     name = f"vectors-{number}.safetensors"
                     files[name] = _write_vectors(conns, of, aside / name)
             about = {name: {"rows": rows, "sha256": file_hash(aside / name)} for name, rows in files.items()}
-            manifest = dict(schema=SCHEMA_VERSION, generation=generation, files=about)
+            manifest = dict(schema=SCHEMA_VERSION, generation=generation, horizon=oldest, files=about)
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in aside.iterdir():
                 sync(path)
@@ -132,6 +134,7 @@ def import_(shards: Shards, folder: Path, *, replace: bool = False) -> int:
                 mine |= {name: [r for r in rows[name] if edges[r[by]] == place] for name, by in EDGES.items()}
                 mine |= {name: rows[name] for name in ("journal", "space")}  # every shard has the whole past
                 blobs = [[v for v in zip(*of) if where[v[0]] == place] for of in vectors]
+                note(change.conn, int(manifest.get("horizon", 0)))
                 _fill(shards.engines[place], change.conn, mine, blobs)
                 # The past comes along as it was: the journal ends where the export's ended, so nothing is added.
                 if (last := last_commit(change.conn)[0]) != manifest["generation"]:

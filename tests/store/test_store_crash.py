@@ -51,6 +51,7 @@ OPERATIONS = {
     "decay": lambda s, at, f: s.decay_tick(capacity=10),
     "snapshot": lambda s, at, f: s.snapshot(f / "snap"),
     "import": None,
+    "compact": lambda s, at, f: s.compact(),
 }
 REPEATABLE = {
     "space",
@@ -65,6 +66,7 @@ REPEATABLE = {
     "consolidate",
     "job",
     "decay",
+    "compact",
 }
 
 
