@@ -3,6 +3,7 @@
     python -m benchmarks.store [SIZES]        default 10000,100000; add 1000000 for an hour more
     python -m benchmarks.store crash [whole]  claim store-crash: SIGKILL at every commit point of every operation on SQLite,
                                               and at four of a client of servers and shards; whole: at all of those, too
+    python -m benchmarks.store failover       claim store-failover-lost: two real PostgreSQL servers, the primary killed under load
 
 Peers: sqlite-vec through apsw, LanceDB and Chroma, from the group `bench`; one that is not installed is left out and
 said so. All get the same clustered unit vectors [N, 128] with a short text and one of ten groups. Each runs in a process
@@ -354,9 +355,24 @@ def crash(whole: bool) -> list[dict[str, Any]]:
     ]
 
 
+def failover() -> list[dict[str, Any]]:
+    """Runs the failover test: a primary and its synchronous standby, the primary killed under load."""
+    from tests.store.test_store_failover import failover as run
+
+    start = time.perf_counter()
+    acknowledged, lost = run()
+    note = f"{acknowledged} acknowledged by two real servers, three writers, the primary killed"
+    spent = time.perf_counter() - start
+    return [
+        row("store-failover-lost", "nestmem.store", len(lost), unit="writes", n=acknowledged, wall_s=spent, note=note)
+    ]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["crash"]:
+    if sys.argv[1:] == ["failover"]:
+        new = failover()
+    elif sys.argv[1:2] == ["crash"]:
         new = crash(sys.argv[2:] == ["whole"])
     else:
         new = measure([int(n) for n in (sys.argv[1] if len(sys.argv) > 1 else "10000,100000").split(",")])
