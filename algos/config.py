@@ -515,18 +515,31 @@ def configure(overrides: list[str]) -> DictConfig:
     return config
 
 
+def completed(config: DictConfig) -> DictConfig:
+    """A configuration that was stored, with the defaults of options that are newer than it."""
+    nodes = {"encoder": OmegaConf.structured(Encoder), "trainer": OmegaConf.structured(Trainer)}
+    for group, known in (("env", ENVS), ("algo", ALGOS)):
+        if node := next((node for node in known if node.name == config[group].name), None):
+            nodes[group] = OmegaConf.structured(node)
+    if config.memory.name in ("none", *nestmem.memories()):
+        nodes["memory"] = memory_options(config.memory.name)
+    defaults = {group: OmegaConf.to_container(node) for group, node in nodes.items()}
+    return OmegaConf.create(OmegaConf.to_container(OmegaConf.merge(defaults, config)))
+
+
 def help_text() -> str:
     """Groups, choices and every option with its default."""
     from pathlib import Path
 
     import configs
 
-    experiments = sorted(path.stem for path in (Path(configs.__file__).parent / "experiment").glob("*.yaml"))
+    folder = Path(configs.__file__).parent
+    experiments, tuned = (sorted(p.stem for p in (folder / group).glob("*.yaml")) for group in ("experiment", "memory"))
     choices = {
         "experiment": experiments,
         "env": [env.name for env in ENVS],
         "algo": [algo.name for algo in ALGOS],
-        "memory": ["none", *nestmem.memories()],
+        "memory": ["none", *nestmem.memories(), *tuned],
     }
     lines = ["nestmem train [GROUP=CHOICE] [OPTION=VALUE]...", "", "Groups:"]
     lines += [f"  {group:11} {', '.join(names)}" for group, names in choices.items()]

@@ -12,7 +12,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from algos import build
-from algos.config import Train, configure
+from algos.config import Train, completed, configure
 from algos.fewshot import FewShotProblem
 from algos.report import report
 from algos.trainer import Stopped, Trainer
@@ -116,7 +116,7 @@ def stored_config(run: Path) -> DictConfig:
         what = "it is not a configuration" if not isinstance(config, DictConfig) else f"{sorted(missing)[0]} is missing"
         raise UserError(f"{run}: not a run of nestmem ({path.name}: {what})")
     config.run = str(run)
-    return config
+    return completed(config)
 
 
 def _fresh(config: DictConfig) -> DictConfig:

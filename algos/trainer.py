@@ -203,9 +203,10 @@ def keep_freed_memory() -> None:
 
 
 def first_difference(a: Any, b: Any, where: str = "") -> str:
-    """The first option in which two configurations differ, in words; empty if they agree. Where a run lies does not count."""
+    """The first option in which two configurations differ, in words; empty if they agree. Where a run lies does not count, nor
+    does an option that only the second has: it is newer than the first."""
     if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(set(a) | set(b)):
+        for key in sorted(a):
             path = f"{where}.{key}" if where else str(key)
             if path != "run" and (found := first_difference(a.get(key), b.get(key), path)):
                 return found

@@ -7,8 +7,9 @@ import signal
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
-from algos import checkpoint
+from algos import checkpoint, jobs
 from benchmarks import resume
 from nestmem.cli import main
 from nestmem.errors import UserError
@@ -76,6 +77,17 @@ def test_a_checkpoint_of_another_configuration_names_the_difference(copy, capsys
     meta.write_text(json.dumps(content))
     assert main(["train", f"resume={copy}"]) == 2
     assert "another configuration (memory.hidden was 13, is 64)" in capsys.readouterr().err
+
+
+def test_an_option_that_is_newer_than_the_run_has_its_default(copy):
+    stored, meta = OmegaConf.load(copy / "config.yaml"), newest(copy) / "meta.json"
+    content = json.loads(meta.read_text())
+    for config in (stored, content["config"]):
+        del config["memory"]["threshold"], config["trainer"]["clip"]
+    OmegaConf.save(stored, copy / "config.yaml")
+    meta.write_text(json.dumps(content))
+    assert jobs.stored_config(copy).memory.threshold == 0.95 and jobs.stored_config(copy).trainer.clip == 10.0
+    assert main(["train", f"resume={copy}"]) == 0
 
 
 def test_a_disk_that_refuses_keeps_the_previous_checkpoint(copy, capsys):
