@@ -64,7 +64,7 @@ def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> go
 
 def collect(goals: int, steps: int) -> None:
     rows: list[dict[str, Any]] = []
-    env = None
+    kept, env = [r for r in load("ml1") if r["claim"] == "ml1-evaluators"], None
     for name, (_, title) in RUNS.items():
         runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
         if not runs:
@@ -96,10 +96,10 @@ def collect(goals: int, steps: int) -> None:
             mean: Any = ratios[0] if len(means) == 1 else mean_interval(means)
             interval = {"low": mean.low, "high": mean.high, "unit": "ratio", "n": len(means), "note": note}
             rows.append(row("ml1-reach-adaptation", title + suffix, mean.mean, **interval))
+            save("ml1", rows + kept)
     if env is not None:
         rows += open_loops(trainers[0].problem, goals)
-    rows += [r for r in load("ml1") if r["claim"] == "ml1-evaluators"]
-    save("ml1", rows)
+    save("ml1", rows + kept)
 
 
 def open_loops(problem: Any, goals: int) -> list[dict[str, Any]]:
