@@ -22,6 +22,7 @@ from nestmem.errors import UserError
 from nestmem.memory.base import where_rows
 
 MOST = 7  # of a count
+CHUNK = 16  # tokens between two writes
 FACTOR = 6364136223846793005  # of the hash (Knuth's linear congruential generator), products modulo 2^64
 
 
@@ -36,7 +37,7 @@ class EpisodesState(NamedTuple):
 class Episodes(nn.Module):
     """orders: numbers of tokens that are looked up. bits: log2 S. chunk: tokens between two writes."""
 
-    def __init__(self, vocabulary: int, width: int, orders: list[int], bits: int = 15, chunk: int = 16):
+    def __init__(self, vocabulary: int, width: int, orders: list[int], bits: int = 15, chunk: int = CHUNK):
         super().__init__()
         if not orders or min(orders) < 1 or not 4 <= bits <= 24 or chunk < 1 or vocabulary > 32767:
             raise UserError(

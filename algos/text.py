@@ -20,10 +20,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from algos import figures, text_judge
+from algos import episodes, figures, text_judge
 from algos.adapt import FastHead
 from algos.decoder import Decoder, cross_entropy, layers
-from algos.episodes import Episodes
 from algos.parts import drawn, memory
 from algos.problem import Judged, Metrics, Optimize
 from algos.stream import Piece, StreamLearner, StreamProblem
@@ -74,8 +73,8 @@ def decoder(config: DictConfig, size: int) -> Decoder:
         if algo.adapt and algo.tied:
             raise UserError("algo.tied: algo.adapt needs a readout of its own, expected false")
         head = FastHead(size, algo.width, algo.chunk, algo.consolidate) if algo.adapt else None
-        episodes = Episodes(size, algo.width, list(algo.orders), algo.bits) if algo.orders else None
-        return Decoder(size, path, head, episodes, algo.tied)
+        exact = episodes.Episodes(size, algo.width, list(algo.orders), algo.bits) if algo.orders else None
+        return Decoder(size, path, head, exact, algo.tied)
 
 
 def learner(config: DictConfig) -> TextLearner:
@@ -85,8 +84,11 @@ def learner(config: DictConfig) -> TextLearner:
 
 def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> TextProblem:
     env, options = config.env, config.trainer
-    if config.algo.adapt and env.steps % config.algo.chunk:
-        raise UserError(f"env.steps: expected a multiple of algo.chunk ({config.algo.chunk}), got {env.steps}")
+    steps = [config.algo.chunk] * config.algo.adapt + [episodes.CHUNK] * bool(config.algo.orders)
+    if wrong := [chunk for chunk in steps if env.steps % chunk]:  # lanes would be out of step
+        raise UserError(
+            f"env.steps: expected a multiple of {wrong[0]}, the chunk of algo.adapt or algo.orders, got {env.steps}"
+        )
     if not env.data:
         raise UserError("env.data: expected at least one source, as in [generated], got none")
     names = list(dict.fromkeys(env.data))

@@ -261,7 +261,7 @@ def test_a_run_leaves_bits_per_byte_by_place_lesions_and_drift(run):
     [
         ("algo.place=nowhere", "expected one of layer, gate, context, segments"),
         ("algo.place=gate", "algo.place=gate needs at least 1 token, got 0"),
-        ("env.steps=12", "expected a multiple of algo.chunk"),
+        ("env.steps=12", "expected a multiple of 8, the chunk of algo.adapt"),
         ("env.data=[]", "expected at least one source"),
         ("env.vocabulary=100", "expected 0 for bytes, or 257 to 65535 tokens, got 100"),
         ("env.mixing=3", "mixing in 0..phase"),
