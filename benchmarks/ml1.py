@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[list[str], str]] = {
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
 }
 CONTROLS: dict[str, dict[str, Any]] = {
-    "": {}, ", rewards not told": {"blind": True}, ", every episode begun as the first": {"clear": "all"},
+    "": {}, ", every episode begun as the first": {"clear": "all"}, ", rewards not told": {"blind": True},
 }  # fmt: skip
 ADAPT, SCORED = 10, 3
 
