@@ -35,6 +35,11 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
     "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, LSTM"),
     "mdp25": ("mdp-25", ["experiment=mdp25"], "RL2, LSTM"),
     "barcode": ("barcode", ["experiment=barcode"], "RL2, nested"),
+    "barcode-end": (
+        "barcode",
+        ["experiment=barcode", "algo.start={barcode}", "algo.entropy=5e-4", "trainer.lr=1e-3", "trainer.steps=40"],
+        "RL2, second stage, nested",
+    ),
     "barcode-lstm": ("barcode", ["experiment=barcode", "memory=lstm"], "RL2, LSTM"),
     "barcode-eplstm": ("barcode", ["experiment=barcode", "memory=eplstm"], "RL2, episodic LSTM"),
 }
@@ -131,7 +136,7 @@ def _regrets(regrets: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
             rows.append(row("barcode-regret", title, mean, unit="per pull", n=len(values)))
     if "barcode-lstm" in regrets:
         flat = np.mean([seed[1] for seed in regrets["barcode-lstm"]])
-        for name in ("barcode", "barcode-eplstm"):
+        for name in ("barcode", "barcode-end", "barcode-eplstm"):
             if name in regrets:
                 ratio = float(np.mean([seed[1] for seed in regrets[name]]) / flat)
                 title = f"{RUNS[name][2]} over LSTM"
