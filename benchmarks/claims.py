@@ -31,7 +31,9 @@ def at_most(goal: float) -> Goal:
 
 LEAKY = "nested (LSTM reset every 4, leaky 16, leaky 256)"
 TEXT_RECALL = "nested (LSTM, fast weights)"
+BELOW: Goal = ("interval below 0", lambda row: row["high"] is not None and row["high"] < 0)
 AHEAD: Goal = ("interval above 0", lambda row: (row["low"] or 0) > 0)
+STORE = "LSTM + episodic, 8-bit keys"
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
 ML1 = "RL2, LSTM, told the goal in training"
@@ -77,6 +79,9 @@ GOALS: dict[str, tuple[Goal, str]] = {
     },
     "recurrence-new1-bindings": (at_least(-2), MARGIN),
     "recurrence-new0-rules": (AHEAD, MARGIN),
+    "recurrence-savings-omniglot": (("interval above 1", lambda row: (row["low"] or 0) > 1), f"{STORE}, bindings"),
+    "first-visit-omniglot": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), f"{STORE}, bindings"),
+    "forgetting-omniglot-alphabets": (BELOW, MARGIN),
     "mqar-16x": (at_least(95), TEXT_RECALL),
     "needle-16x": (at_least(95), TEXT_RECALL),
     "text-bpb-by-position": (("above 0", lambda row: (row["low"] or row["value"]) > 0), ""),
@@ -191,6 +196,10 @@ WIDE = {
         "decodability-contrast",
     ],
 }
+WIDE["recurring-alphabets"] = [
+    *(f"alphabets-{name}" for name in ("first-visit", "return", "learned", "final")),
+    "forgetting-omniglot-alphabets",
+]
 RECURRENCE = ["new0", "new1", *(f"gap-{gap}" for gap in ("5-8", "9-13", "14-20", "21-30", "31+"))]
 WIDE |= {f"recurring-{s}": [f"recurrence-{name}-{s}" for name in RECURRENCE] for s in ("bindings", "rules")}
 

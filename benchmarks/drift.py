@@ -1,5 +1,5 @@
 """Recurring streams at equal state bytes: claims recurrence-gap-*, recurrence-new*, recurrence-savings, first-visit-omniglot
-and forgetting-omniglot.
+and forgetting-omniglot-alphabets.
 
     python -m benchmarks.drift train STREAM METHOD SEED [OPTION=VALUE...]   one run into runs/drift; goes on if interrupted
     python -m benchmarks.drift train all SEEDS                              what is not there yet, seeds 0..SEEDS-1
@@ -23,16 +23,15 @@ import torch
 
 from algos import figures, jobs
 from algos.embedding import image_sets
-from algos.visits import MIDDLES, Record, VisitProblem, steps_numbers
+from algos.visits import MIDDLES, Record, VisitProblem
 from benchmarks.results import row, save
 from envs.bindings import Alphabets
 from envs.tasks import alphabet
 from nestmem.probes import Interval, geometric_ratio, mean_interval
-from nestmem.probes.value import jsonable
 
 ROOT = Path("runs/drift")
 EXPERIMENTS = {"bindings": "recurring", "rules": "shared_rules"}
-STEPS = {"bindings": 15, "rules": 20, "alphabets": 15}  # of a visit
+STEPS = {"bindings": 15, "rules": 20}  # of a visit
 COUNT, ROUNDS, STREAMS = 20, 3, 64  # alphabets, visits to each, streams judged
 OURS, MARGIN = "nested", "nested minus the best flat"
 LSTM = ["memory=lstm", "trainer.lr=2e-3"]
@@ -111,16 +110,18 @@ def alphabets() -> None:
         )  # fmt: skip
         problem.streams["alphabets"], problem.starts["alphabets"] = source, source.generator.get_state()
         numbers = alphabet_numbers(problem.evaluate("alphabets", STREAMS))
-        target.write_text(json.dumps({"seed": config.seed, "numbers": jsonable(numbers)}, indent=1))
+        target.write_text(json.dumps({"seed": config.seed, "numbers": numbers}, indent=1))
 
 
-def alphabet_numbers(record: Record) -> dict[str, Any]:
-    """In percent: accuracy on the last image of each character, the best round; first guesses of the last round; the loss."""
+def alphabet_numbers(record: Record) -> dict[str, float]:
+    """In percent. Accuracy on the last image of each character, the best round; first guesses of the last round; the loss
+    from the one to the other; and accuracy over all steps of first visits and of returns."""
     right = np.stack(np.split(100.0 * record.correct, ROUNDS, axis=1))  # [rounds, B, alphabets, T]
     seen = np.stack(np.split(record.seen, ROUNDS, axis=1))
     learned = max(float(r[s == s.max()].mean()) for r, s in zip(right, seen, strict=True))
     final = float(right[-1][seen[-1] == 0].mean())
-    return {"learned": learned, "final": final, "forgetting": learned - final} | steps_numbers(record)
+    whole = {"first visit": float(right[0].mean()), "return": float(right[1:].mean())}
+    return {"learned": learned, "final": final, "forgetting": learned - final} | whole
 
 
 def collect() -> None:
@@ -137,7 +138,7 @@ def collect() -> None:
         rows += margin_rows(stream, found) + ratio_rows(stream, found)
     found = {method: results("bindings", method, "alphabets.json") for method in METHODS}
     found = {method: each for method, each in found.items() if each}
-    rows += alphabet_rows(found) + ratio_rows("alphabets", found)
+    rows += alphabet_rows(found)
     save("drift", rows)
     figures.lines(lines, "visits since a context was last here", "first guesses right, %").savefig("docs/drift.png")
 
@@ -207,13 +208,15 @@ def margin_rows(stream: str, found: dict[str, list[dict[str, Any]]]) -> list[dic
 
 def alphabet_rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Forgetting (best minus final), what it is the difference of, and nested minus the flat method that forgets least."""
-    claims = {"alphabets-learned": "learned", "alphabets-final": "final", "forgetting-omniglot": "forgetting"}
+    claims = {f"alphabets-{name.replace(' ', '-')}": name for name in ("first visit", "return", "learned", "final")}
+    claims["forgetting-omniglot-alphabets"] = "forgetting"
     rows = []
     for method, each in found.items():
         for claim, name in claims.items():
             i = mean_interval([result["numbers"][name] for result in each])
             low, high = (i.low, i.high) if i.n > 1 else (None, None)
-            rows.append(row(claim, METHODS[method][0], i.mean, low=low, high=high, n=i.n, unit="%"))
+            size = results("bindings", method)[0]["state_bytes"]
+            rows.append(row(claim, METHODS[method][0], i.mean, low=low, high=high, n=i.n, unit="%", state_bytes=size))
     if OURS in found and len(found) > 1:
         means = {m: mean_interval([r["numbers"]["forgetting"] for r in each]).mean for m, each in found.items()}
         best = min((m for m in found if m != OURS), key=means.__getitem__)
@@ -221,7 +224,9 @@ def alphabet_rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]
         i = mean_interval([a["numbers"]["forgetting"] - b["numbers"]["forgetting"] for a, b in pairs])
         low, high = (i.low, i.high) if i.n > 1 else (None, None)
         note = f"best flat: {METHODS[best][0]}"
-        rows.append(row("forgetting-omniglot", MARGIN, i.mean, low=low, high=high, n=i.n, unit="points", note=note))
+        rows.append(
+            row("forgetting-omniglot-alphabets", MARGIN, i.mean, low=low, high=high, n=i.n, unit="points", note=note)
+        )
     return rows
 
 
