@@ -29,10 +29,11 @@ from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
 
 ROOT = Path("runs/ml1")
+TOLD = ["algo.baseline=informed", "algo.infer=0.5", "trainer.lr=2e-3"]
 RUNS: dict[str, tuple[list[str], str]] = {
-    "lstm": (["experiment=ml1_reach"], "RL2, LSTM, told the goal in training"),
-    "lstm-plain": (["experiment=ml1_reach", "algo.baseline=critic", "algo.infer=0"], "RL2, LSTM"),
-    "nested": (["experiment=ml1_reach", "memory=nested"], "RL2, nested, told the goal in training"),
+    "lstm-plain": (["experiment=ml1_reach"], "RL2, LSTM"),
+    "lstm": (["experiment=ml1_reach", *TOLD], "RL2, LSTM, told the goal in training"),
+    "nested": (["experiment=ml1_reach", "memory=nested"], "RL2, nested"),
     "maml": (["experiment=maml_ml1"], "MAML"),
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
 }
