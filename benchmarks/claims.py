@@ -15,7 +15,10 @@ from benchmarks.results import FOLDER
 TOP = FOLDER.parent.parent
 DOCUMENTS = [
     TOP / "README.md",
-    *(TOP / "docs" / name for name in ("memories.md", "continual.md", "probes.md", "recurring.md", "rl.md", "text.md")),
+    *(
+        TOP / "docs" / name
+        for name in ("memories.md", "continual.md", "probes.md", "recurring.md", "rl.md", "text.md", "store.md")
+    ),
 ]
 Row = dict[str, Any]
 Goal = tuple[str, Callable[[Row], bool]]
@@ -155,6 +158,7 @@ LEVELS = ("1 LSTM", "2 LinearMemory", "3 Leaky", "4 Episodes", "5 FastHead")
 LESIONS = ("on", "cleared", "frozen", *(f"cleared: {level}" for level in LEVELS))  # of text
 PLACES = (512, 1448, 2896, 5793, 11585, 23170, 46341, 92682)
 
+STORES = ("sqlite-vec", "lancedb", "chroma")
 SECTIONS = {
     "few-shot": ["omniglot-5w1s", "omniglot-20w1s", "quickstart-seconds", "quickstart-accuracy", "quickstart-gain"],
     "speed": [
@@ -180,6 +184,12 @@ SECTIONS = {
         "titans-vs-titans-unofficial-cpu",
         "lstm-vs-nn-lstm-cpu", "recurrence-vs-fla-cpu", "recurrence-vs-fla-gpu", "memory-peak", "stream-flatness",
     ],
+    "store": [
+        *(f"store-{w}-vs-{peer}" for w in ("puts", "search-100k", "unfiltered-100k") for peer in STORES),
+        *(f"store-{what}" for what in ("puts", "batched-puts-100k", "search-100k", "filtered-100k", "recall-100k")),
+        "store-bytes-100k", "store-start-100k", "store-crash", "store-failover-lost",
+    ],
+    "store-retrieval": ["store-retrieval-planted", "store-retrieval-loogle"],
     "recurring-more": [
         "recurrence-savings-omniglot", "first-visit-omniglot", "recurrence-lesion-bindings", "recurrence-lesion-rules",
     ],
