@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from algos import jobs
-from algos.rl2 import RL2Problem, regret_by_visit
+from algos.rl2 import RL2Problem, maker, regret_by_visit
 from benchmarks.results import load, row, save
 from envs.bandit_baselines import optimum
 from envs.bandits import Barcodes
@@ -120,8 +121,8 @@ def _policies(problem: RL2Problem, claim: str) -> list[dict[str, Any]]:
 def _shuffled(run: Path) -> list[float]:
     """Regret by visit of the same weights where barcodes say nothing."""
     config = jobs.stored_config(run)
-    config.env.shuffled = True
     problem: Any = jobs.restored(config).problem
+    problem.make_env = maker(OmegaConf.merge(config.env, {"shuffled": True}))
     return [p[1] for p in regret_by_visit(*problem.evaluate("test", problem.options.test_tasks))]
 
 
