@@ -194,6 +194,7 @@ def test_points_must_rise():
 def test_a_network_learns_in_all_its_layers_and_each_copy_at_its_own_rate():
     g = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (C, 1, 16), generator=g).expand(-1, E, -1).clone()
+    torch.manual_seed(3)
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.ReLU())
     first = encoder[1].weight.detach().clone()
     head = Network(encoder, R, C, 8, torch.tensor([0.0, 0.3]))
@@ -213,6 +214,7 @@ def test_a_network_learns_in_all_its_layers_and_each_copy_at_its_own_rate():
 def test_the_rate_of_a_network_is_one_that_learns():
     g = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (C, 1, 16), generator=g).expand(-1, E, -1).clone()
+    torch.manual_seed(4)
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8))
     rates = torch.tensor([1.0, 0.01, 0.0])
     assert winner(images, trajectories(), lambda n, tried: Network(encoder, n, C, 8, tried), rates) == rates[1]
