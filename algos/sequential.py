@@ -32,7 +32,7 @@ from envs.fewshot import ImageSet
 from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
 
-BLOCK = 64  # outputs at a time where densities are taken
+BLOCK, QUERIES = 64, 64  # outputs and queries at a time where densities are taken
 STRETCH = 25  # steps between two updates of weights in memory
 BATCH = 500  # images encoded at once
 
@@ -116,15 +116,24 @@ class Gaussian(Moments):
         scale = beta * (kappa + 1) / (alpha * kappa)  # of the Student density with 2 alpha degrees of freedom
         constant = torch.lgamma(alpha + 0.5) - torch.lgamma(alpha) - 0.5 * torch.log(2 * alpha * math.pi)
         constant = (constant - 0.5 * scale.log()).sum(-1)  # [R, C]
-        blocks = []
-        for block in torch.arange(self.count.shape[1]).split(BLOCK):
-            apart = (queries[:, :, None] - mean[:, None, block]).square() / (2 * alpha * scale)[:, None, block]
-            blocks.append(constant[:, None, block] - ((alpha + 0.5)[:, None, block] * torch.log1p(apart)).sum(-1))
-        return torch.cat(blocks, -1).masked_fill(self.count[:, None] == 0, -math.inf)
+        scores = queries.new_full((*queries.shape[:2], self.count.shape[1]), -math.inf)
+        for r in range(len(queries)):
+            for block in self.count[r].nonzero()[:, 0].split(BLOCK):
+                widths, power = (2 * alpha * scale)[r, block], (alpha + 0.5)[r, block, 0]
+                for rows in torch.arange(queries.shape[1]).split(QUERIES):
+                    apart = (queries[r, rows, None] - mean[r, block]).square() / widths
+                    scores[r, rows[:, None], block] = constant[r, block] - power * _log_product(1 + apart)
+        return scores
 
     @property
     def bytes_per_class(self) -> float:
         return 4 * (2 * self.mean.shape[-1] + 1)
+
+
+def _log_product(factors: Tensor, group: int = 8) -> Tensor:
+    """Sum of logarithms over the last axis: one logarithm for each group of factors, as it costs more than all the rest."""
+    short = -factors.shape[-1] % group
+    return F.pad(factors, (0, short), value=1.0).unflatten(-1, (-1, group)).prod(-1).log().sum(-1)
 
 
 class Neighbours:
