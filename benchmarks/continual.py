@@ -48,7 +48,7 @@ POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle
 PLAIN = "means,gradient,cosine"
 HEADS = {"oml": PLAIN, "anml": PLAIN, "pretrain": f"{PLAIN},network", "random": "means,gradient", "scratch": "network"}
-NAMED = f"{PLAIN},nested"  # heads on runs from elsewhere
+NAMED = f"{PLAIN},gaussian,nested"  # heads on runs from elsewhere
 PUBLISHED = [
     ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
     ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),
