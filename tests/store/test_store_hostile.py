@@ -194,7 +194,9 @@ def test_flipped_bits_are_noticed_or_harmless(store, place, vectors):
     harmed[blob + 5] ^= 1
     place.url.write_bytes(harmed)
     assert _sound(place.url, place.clock, expected) == "noticed", "a bit in a vector"
-    assert set(seen) == {"noticed", "harmless"}
+    assert set(seen) <= {"noticed", "harmless"}, (
+        "most fall where nothing is written, and which ones do is drawn with the ids"
+    )
 
 
 @ON_SQLITE
