@@ -61,15 +61,9 @@ class MamlPolicyProblem(RL2Problem):
             raise UserError(f"algo.estimator: expected {' or '.join(ESTIMATORS)}, got {algo.estimator!r}")
         if not 0 <= algo.gamma <= 1:
             raise UserError(f"algo.gamma: expected 0 to 1, got {algo.gamma}")
-        self.learner: Any = policy
-        self.make_env, self.others, self.protocol = make_env, others, protocol
-        self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
-        self.env = make_env(options.tasks)
+        self.hold(policy, make_env, others, algo, options, seeds, device, protocol)
         if not 1 <= algo.inner < self.env.episodes:
             raise UserError(f"algo.inner: expected 1 to {self.env.episodes - 1}, episodes less one, got {algo.inner}")
-        self.measure = "return" if self.env.success is None else "success"
-        self.env.reset(seed=seeds["train"])
-        self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
 
     def update(self, optimize: Optimize) -> dict[str, float]:
         """Trials of new tasks, and some epochs through their inner loops."""

@@ -67,17 +67,30 @@ class RL2Problem:
         for name in ("gamma", "lam"):
             if not 0 <= algo[name] <= 1:
                 raise UserError(f"algo.{name}: expected 0 to 1, got {algo[name]}")
-        self.learner, self.make_env, self.others = agent, make_env, others
-        self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
-        self.protocol = protocol
-        self.env = make_env(options.tasks)
-        self.measure = "return" if self.env.success is None else "success"
-        self.env.reset(seed=seeds["train"])  # its random numbers go on from here
-        self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
+        self.hold(agent, make_env, others, algo, options, seeds, device, protocol)
         longest = self.env.steps if algo.gamma == 1 else min(self.env.steps, 1 / (1 - algo.gamma))
         critic = algo.baseline != "linear"
         scale = float(longest) * self.env.unit
         self.terms = ppo.Terms(algo.clip, algo.entropy, algo.value if critic else 0.0, scale, algo.infer)
+
+    def hold(
+        self,
+        learner: Any,
+        make_env: Callable[..., Trials],
+        others: Callable[[Trials, int], dict[str, Any]],
+        algo: DictConfig,
+        options: DictConfig,
+        seeds: dict[str, int],
+        device: torch.device,
+        protocol: tuple[int, int, int],
+    ) -> None:
+        """What every learner on trials needs, whatever its updates are."""
+        self.learner, self.make_env, self.others, self.protocol = learner, make_env, others, protocol
+        self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
+        self.env = make_env(options.tasks)
+        self.measure = "return" if self.env.success is None else "success"
+        self.env.reset(seed=seeds["train"])  # its random numbers go on from here
+        self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
 
     def update(self, optimize: Optimize) -> dict[str, float]:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from algos.problem import Problem
+from algos.stream import StreamProblem
 from nestmem.nested import NestedMemory
 
 
@@ -13,10 +14,10 @@ def write_back(problem: Problem, run: str) -> dict[str, Any]:
     memory = getattr(problem.learner, "memory", None)
     if not isinstance(memory, NestedMemory) or memory.levels[-1].spec.role != "persistent":
         return {}
-    level, carried = memory.levels[-1], getattr(problem, "carried", None)
+    level = memory.levels[-1]
     said: dict[str, Any] = {"generation_read": int(level.generation), "generation_written": None, "items": 0}
-    if carried is not None:
+    if isinstance(problem, StreamProblem) and (carried := problem.carried) is not None:
         state, done = level.write_back(carried.levels[-1], run=run)
-        problem.carried = carried._replace(levels=(*carried.levels[:-1], state))  # type: ignore[attr-defined]
+        problem.carried = carried._replace(levels=(*carried.levels[:-1], state))
         said |= {"generation_written": done.generation, "items": len(done.ids)}
     return {"store": said}
