@@ -9,13 +9,14 @@ Legend: R trajectories, S steps, M queries, C outputs, F features.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from envs.sequential_omniglot import LEARNED, Trajectories
-from nestmem import Episodic, Fields, NestedMemory, TensorProduct
+from nestmem import Episodic, Fields, Memory, NestedMemory, TensorProduct
 from nestmem.memory.base import State, map_state, state_bytes
 
 SLOTS = 64
@@ -23,13 +24,13 @@ FIT_AT = (0.1, 0.3, 1.0)  # shares of the classes, after which the read is fitte
 FIT_STEPS, FIT_QUERIES, FIT_RATE = 60, 100, 0.03
 
 
-def nested(features: int, outputs: int) -> NestedMemory:
-    """The last images in slots, and a slow level that takes them over once a class: a direction for each class."""
+def nested(features: int, outputs: int, *beyond: Memory) -> NestedMemory:
+    """The last images in slots, a slow level that takes them over once a class (a direction for each class), and levels beyond."""
     fields = Fields(features, 0, outputs)
     fast = Episodic(fields.width, fields, slots=SLOTS, threshold=0.999)
     slow = TensorProduct(fields.width, fields, period=LEARNED, cosine=True)
     slow.key_map.requires_grad_(False)  # the features are the encoder's
-    return NestedMemory([fast, slow], fields, consolidation="hebb")
+    return NestedMemory([fast, slow, *beyond], fields, consolidation="hebb")
 
 
 class Remembered:
@@ -63,11 +64,21 @@ class Remembered:
         return state_bytes(map_state(lambda t: t[:1], self.state)) / max(int(self.known[0].sum()), 1)
 
 
-def fit_read(memory: NestedMemory, table: Tensor, streams: Trajectories, seed: int = 0) -> None:
-    """Fit how the levels are read on background streams, in place; table [C, E, F]."""
+class Readable(Protocol):
+    """What has a memory whose read can be fitted."""
+
+    memory: NestedMemory
+
+    def learn(self, features: Tensor, labels: Tensor) -> None: ...
+
+    def read(self, queries: Tensor) -> Tensor: ...
+
+
+def fit_read(head: Readable, table: Tensor, streams: Trajectories, seed: int = 0) -> None:
+    """Fit how the levels are read on background streams [R, S], one for each of the head's; table [C, E, F]."""
     generator = torch.Generator().manual_seed(seed)
-    head, (shown, labels) = Remembered(memory, len(streams.classes)), streams.learned(table)
-    optimizer = torch.optim.Adam([p for p in memory.parameters() if p.requires_grad], FIT_RATE)
+    shown, labels = streams.learned(table)
+    optimizer = torch.optim.Adam([p for p in head.memory.parameters() if p.requires_grad], FIT_RATE)
     done = 0
     for n in (math.ceil(share * streams.classes.shape[1]) for share in FIT_AT):
         head.learn(shown[:, done * LEARNED : n * LEARNED], labels[:, done * LEARNED : n * LEARNED])

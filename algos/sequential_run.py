@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,19 @@ from nestmem.probes import mean_interval
 
 SLOW: dict[str, type[Gradient]] = {"gradient": Gradient, "cosine": Cosine}
 HEADS = ("means", "gaussian", "neighbours", *SLOW, "nested")
-ALL = (*HEADS, "network")  # every layer learns: minutes, so only where it is named
+ALL = (
+    *HEADS,
+    "network",
+    "stored",
+)  # every layer learns, or each image goes into a store: minutes, so only where they are named
 ENCODERS = ("trained", "random")
 
 
 def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     """Test the encoder of a run on `trajectories=` of `classes=` each, in `order=random|listing`, drawn by `seed=`.
 
-    heads=A,B: some of the heads alone, or `network`, in which the encoder learns too. encoder=random: the same encoder before
+    heads=A,B: some of the heads alone, beside what the file has of the others; or `network`, in which the encoder learns too;
+    or `stored`, the nested memory with a persistent store (needs nestmem[store]). encoder=random: the same encoder before
     any training. shifts=1: features are means over the shifts of an image by up to a pixel. oracle=EPOCHS: also the slow heads
     and the nested one on the same images in random order, so many times over. Writes RUN/sequential.json (`file_name` where
     encoder or shifts are given).
@@ -60,11 +66,13 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     rates = {name: best_rate(background, choice, SLOW[name]) for name in SLOW if name in chosen}
     if "network" in chosen:
         rates["network"] = _network_rate(encoder, val, draw)
+    scratch = tempfile.TemporaryDirectory()  # of stores; gone with this call
     make: dict[str, Callable[[], Head]] = {
         "means": lambda: Means(*shape),
         "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
         "neighbours": lambda: Neighbours(*shape),
         "nested": lambda: _nested(background, choice, shape),
+        "stored": lambda: _stored(background, choice, shape, Path(scratch.name)),
         "network": lambda: Network(encoder, *shape, rates["network"]),
     } | {name: partial(SLOW[name], *shape, rates[name]) for name in SLOW if name in rates}
     points = [n for n in POINTS if n <= known["classes"]]
@@ -87,9 +95,22 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
             slow = best_rate(background, few, SLOW[name], epochs) if name in SLOW else None
             head = make[name]() if slow is None else SLOW[name](*shape, slow)
             result["iid"][name] = {"rate": slow, "held_out": _iid(head, table, streams, epochs).tolist()}
-    (Path(run) / file_name(known["encoder"], known["shifts"])).write_text(json.dumps(result, indent=1))
     _print(result, points)
+    path = Path(run) / file_name(known["encoder"], known["shifts"])
+    path.write_text(json.dumps(_beside(path, result), indent=1))
     return result
+
+
+def _beside(path: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """A new result and, in front of it, heads that an earlier one on the same streams has and this one does not."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    own = ("heads", "rates", "iid", "oracle")
+    if {k: v for k, v in old.items() if k not in own} != {k: v for k, v in new.items() if k not in own}:
+        return new
+    oracle = {"oracle": new["oracle"] or old["oracle"]}
+    if "iid" in old and oracle["oracle"] == old["oracle"]:
+        oracle["iid"] = old["iid"] | new.get("iid", {})
+    return new | oracle | {part: old[part] | new[part] for part in ("heads", "rates")}
 
 
 def _options(overrides: list[str]) -> dict[str, Any]:
@@ -141,8 +162,19 @@ def _network_rate(encoder: nn.Module, val: ImageSet, draw: dict[str, Any]) -> fl
 def _nested(background: Tensor, choice: Trajectories, shape: tuple[int, int, int]) -> Remembered:
     trajectories, outputs, features = shape
     memory = nested(features, outputs)
-    fit_read(memory, background, choice)
+    fit_read(Remembered(memory, len(choice.classes)), background, choice)
     return Remembered(memory, trajectories)
+
+
+def _stored(background: Tensor, choice: Trajectories, shape: tuple[int, int, int], folder: Path) -> Head:
+    from algos.sequential_stored import Stored  # needs the extra `store`
+
+    fitted = Stored(len(choice.classes), *shape[1:], folder / "background")
+    fit_read(fitted, background, choice)
+    fitted.close()
+    head = Stored(*shape, folder / "streams")
+    head.share(fitted)
+    return head
 
 
 def _iid(head: Head, table: Tensor, streams: Trajectories, epochs: int) -> Tensor:

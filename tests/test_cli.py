@@ -67,6 +67,10 @@ def test_sequential_learns_classes_one_image_at_a_time(run, capsys):
     held_out = result["heads"]["means"]["held_out"]["10"]
     assert len(held_out) == 2 and min(held_out) >= 10  # four updates of a four-channel encoder may know nothing
     assert result["heads"]["means"]["bytes_per_class"] < result["heads"]["neighbours"]["bytes_per_class"]
+    assert main(["sequential", str(run), "trajectories=2", "classes=10", "heads=stored"]) == 0
+    beside = json.loads((run / "sequential.json").read_text())["heads"]
+    assert beside.pop("stored")["bytes_per_class"] > beside["neighbours"]["bytes_per_class"]
+    assert beside == result["heads"], "heads of an earlier call on the same streams stay"
 
 
 def test_finished_runs_are_not_trained_again_and_a_second_run_gets_its_own_folder(run, capsys):

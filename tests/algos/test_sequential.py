@@ -21,6 +21,7 @@ from algos.sequential import (
 from algos.sequential_nested import Remembered, fit_read, nested
 from algos.sequential_network import Network
 from algos.sequential_rate import RATES, best_rate, winner
+from algos.sequential_stored import Stored
 from envs.fewshot import ImageSet
 from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
@@ -125,7 +126,7 @@ def test_cosine_does_not_mind_that_a_class_was_shown_more_often():
 def test_a_nested_memory_learns_the_stream_and_its_slow_level_holds_class_means():
     features = F.normalize(table(), dim=-1)
     memory = nested(SIZE, C)
-    fit_read(memory, F.normalize(table(seed=1), dim=-1), trajectories(), seed=0)
+    fit_read(Remembered(memory, R), F.normalize(table(seed=1), dim=-1), trajectories(), seed=0)
     head, streams = Remembered(memory, R), trajectories()
     records = list(follow(head, features, streams, [2, C]))
     means = list(follow(Means(R, C, SIZE), features, streams, [C]))
@@ -136,6 +137,26 @@ def test_a_nested_memory_learns_the_stream_and_its_slow_level_holds_class_means(
     agree = slow.argmax(-1) == (queries @ F.normalize(centres, dim=-1).T).argmax(-1)
     assert agree.float().mean() > 0.9
     assert head.bytes_per_class * C == nestmem.state_bytes(memory.initial_state(1))
+
+
+def test_a_store_beyond_the_slow_level_holds_the_images_and_outlives_the_head(tmp_path):
+    features, streams = F.normalize(table(), dim=-1), trajectories()
+    fitted = Stored(R, C, SIZE, tmp_path / "background")
+    fit_read(fitted, F.normalize(table(seed=1), dim=-1), streams)
+    head = Stored(R, C, SIZE, tmp_path / "streams")
+    head.share(fitted)
+    assert head.parts[1].memory.gate[0].weight is fitted.memory.gate[0].weight
+    assert list(follow(head, features, streams, [2, C]))[-1].held_out.mean() > 80
+    queries, labels = streams.held_out(features)
+    kept = [len(level.keys) for level in head.levels]
+    assert all(C <= n <= C * LEARNED for n in kept), "no more than there were, and each class at least once"
+    fitted.close()
+    head.close()
+    again = Stored(R, C, SIZE, tmp_path / "streams")
+    answers = [level.read(F.pad(q, (0, C)), level.initial_state(1))[0] for level, q in zip(again.levels, queries)]
+    right = [part.fields.split(y)[2].argmax(-1) for part, y in zip(again.parts, answers)]
+    assert (torch.stack(right) == labels).float().mean() > 0.8, "a later process has the classes from the store alone"
+    again.close()
 
 
 def test_views_are_shifts_averaged():
