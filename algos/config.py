@@ -428,7 +428,7 @@ class Trainer:
     clip: float = 10.0  # largest norm of the gradient
     amp: bool = False  # bfloat16 where it is safe
     device: str = "auto"  # cuda if there is one
-    threads: int = 0  # 0: as many as there are cores
+    threads: int = 0  # 0: as many as OMP_NUM_THREADS asks for, else as there are cores
     eval_every: int = 100
     eval_tasks: int = 100
     test_tasks: int = 600

@@ -32,7 +32,11 @@ from envs.fewshot import ImageSet
 from envs.sequential_omniglot import LEARNED, Trajectories
 from nestmem.errors import UserError
 
-BLOCK, QUERIES = 64, 64  # outputs and queries at a time where densities are taken
+BLOCK, QUERIES, GROUP = (
+    16,
+    32,
+    8,
+)  # outputs, queries and factors at a time where densities are taken: what fits in a cache
 STRETCH = 25  # steps between two updates of weights in memory
 BATCH = 500  # images encoded at once
 
@@ -116,13 +120,16 @@ class Gaussian(Moments):
         scale = beta * (kappa + 1) / (alpha * kappa)  # of the Student density with 2 alpha degrees of freedom
         constant = torch.lgamma(alpha + 0.5) - torch.lgamma(alpha) - 0.5 * torch.log(2 * alpha * math.pi)
         constant = (constant - 0.5 * scale.log()).sum(-1)  # [R, C]
+        power = alpha[..., 0] + 0.5
+        short = (0, -queries.shape[-1] % GROUP)  # features in which query and mean agree add nothing
+        queries, mean, narrow = (F.pad(part, short) for part in (queries, mean, 1 / (2 * alpha * scale)))
         scores = queries.new_full((*queries.shape[:2], self.count.shape[1]), -math.inf)
         for r in range(len(queries)):
             for block in self.count[r].nonzero()[:, 0].split(BLOCK):
-                widths, power = (2 * alpha * scale)[r, block], (alpha + 0.5)[r, block, 0]
+                centre, factor = mean[r, block], narrow[r, block]
                 for rows in torch.arange(queries.shape[1]).split(QUERIES):
-                    apart = (queries[r, rows, None] - mean[r, block]).square() / widths
-                    scores[r, rows[:, None], block] = constant[r, block] - power * _log_product(1 + apart)
+                    far = (queries[r, rows, None] - centre).square_().mul_(factor).add_(1)
+                    scores[r, rows[:, None], block] = constant[r, block] - power[r, block] * _log_product(far)
         return scores
 
     @property
@@ -130,10 +137,13 @@ class Gaussian(Moments):
         return 4 * (2 * self.mean.shape[-1] + 1)
 
 
-def _log_product(factors: Tensor, group: int = 8) -> Tensor:
+def _log_product(factors: Tensor) -> Tensor:
     """Sum of logarithms over the last axis: one logarithm for each group of factors, as it costs more than all the rest."""
-    short = -factors.shape[-1] % group
-    return F.pad(factors, (0, short), value=1.0).unflatten(-1, (-1, group)).prod(-1).log().sum(-1)
+    factors = factors.unflatten(-1, (GROUP, -1))
+    while factors.shape[-2] > 1:
+        one, other = factors.chunk(2, -2)
+        factors = one * other
+    return factors.log().sum((-2, -1))
 
 
 class Neighbours:

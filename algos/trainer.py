@@ -45,7 +45,7 @@ class Trainer:
         self.config, self.options, self.run_dir, self.problem = config, config.trainer, Path(config.run), problem
         if (schedule := self.options.get("schedule", "cosine")) not in ("cosine", "constant"):
             raise UserError(f"trainer.schedule: expected cosine or constant, got {schedule!r}")
-        torch.set_num_threads(self.options.threads or os.cpu_count() or 1)
+        torch.set_num_threads(self.options.threads or cores())
         keep_freed_memory()
         torch.manual_seed(seeds(config.seed)["global"])  # nothing here draws from it; a memory of yours might
         self.learner = problem.learner
@@ -190,6 +190,12 @@ class Trainer:
             raise UserError(f"{found.path}: does not fit this configuration ({reason})") from None
         self.step = self.last_saved = found.step
         self.seconds = float(found.meta["seconds"])
+
+
+def cores() -> int:
+    """Threads to compute on where trainer.threads does not say: as many as OMP_NUM_THREADS asks for, else one for each core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

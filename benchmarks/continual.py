@@ -42,13 +42,14 @@ PATHS = {
     "gradient": "slow, online gradient",
     "cosine": "slow, online gradient read by cosine",
     "nested": "nested, slots and slow weights",
+    "stored": "nested, slots, slow weights and a store",
     "network": "slow, online gradient of all layers",
 }
 POINTS = (10, 50, 100, 200, 400, 600)
 EPOCHS = 5  # of the i.i.d. oracle
 PLAIN = "means,gradient,cosine"
 HEADS = {"oml": PLAIN, "anml": PLAIN, "pretrain": f"{PLAIN},network", "random": "means,gradient", "scratch": "network"}
-NAMED = f"{PLAIN},gaussian,nested"  # heads on runs from elsewhere
+NAMED = f"{PLAIN},gaussian,nested,stored"  # heads on runs from elsewhere
 PUBLISHED = [
     ("ANML", 63.8, "Beaulieu et al. 2020; 64 to 66 in reruns of its code and in others' own"),
     ("OML in ANML's paper", 18.2, "Beaulieu et al. 2020; two last layers learn"),
@@ -104,16 +105,18 @@ def collect(named: dict[str, str]) -> None:
 
 
 def measure(run: Path, encoder: str, shifts: int, heads: str) -> tuple[dict[str, Any], str]:
-    """What `nestmem sequential` says of the newest checkpoint, asked now if it was not; and how far the training had come."""
+    """What `nestmem sequential` says of the newest checkpoint, asked now what it was not; and how far the training had come."""
     path = run / file_name(encoder, shifts)
     newest = (
         max(int(p.name.removeprefix("step-")) for p in run.glob("checkpoints/step-*")) if encoder == "trained" else 0
     )
-    if not path.is_file() or json.loads(path.read_text())["step"] != newest:
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [head for head in heads.split(",") if known.get("step") != newest or head not in known["heads"]]
+    if missing:
         sequential(
             str(run),
-            ["trajectories=10", f"oracle={EPOCHS}", f"heads={heads}", f"encoder={encoder}", f"shifts={shifts}"],
-        )
+            ["trajectories=10", f"oracle={EPOCHS}", f"heads={','.join(missing)}", f"encoder={encoder}", f"shifts={shifts}"],
+        )  # fmt: skip
     steps = jobs.stored_config(run).trainer.steps
     return json.loads(path.read_text()), f"{newest} updates" if newest in (0, steps) else f"{newest} of {steps} updates"
 
