@@ -35,7 +35,6 @@ from nestmem.store.reader import Reader
 from nestmem.store.rows import Filter
 from nestmem.store.store import Store
 
-SAME = 0.95  # cosine above which two addresses, or two outcomes, are one
 OF_THIS_CUE = 0.8  # cosine of a stored cue to the one that came back
 
 
@@ -51,7 +50,8 @@ class StoreLevel(Associative):
     """`StoreLevel(Store("memory.db"), d_model, fields)`, the last of the levels of a `NestedMemory`.
 
     k: items retrieved for each query. slots: S, how many new items a row can hold until they are written back.
-    period: steps between two looks at what the episodic level holds. generation: which past of the store to read (None:
+    period: steps between two looks at what the episodic level holds. same: cosine above which two addresses, or two
+    outcomes, are one. generation: which past of the store to read (None:
     the newest). name: of its two vector spaces and the kind of its keys. encoder: what made the contents of the tokens;
     a store refuses vectors of another one under the same name.
     """
@@ -71,6 +71,7 @@ class StoreLevel(Associative):
         slots: int = 256,
         period: int = 16,
         temperature: float = 10.0,
+        same: float = 0.95,
         generation: int | None = None,
         name: str = "level",
         encoder: str = "",
@@ -86,7 +87,7 @@ class StoreLevel(Associative):
         self.spec = MemorySpec(
             role="persistent", lifetime="life", period=period, differentiable_write=False, compiles=False
         )
-        self.d_model, self.store, self.k, self.slots, self.name = d_model, store, k, slots, name
+        self.d_model, self.store, self.k, self.slots, self.name, self.same = d_model, store, k, slots, name, same
         self.binding = Binding(d_model, fields)
         self.labels = fields.labels
         self.log_beta = nn.Parameter(torch.full((2,), math.log(temperature)))
@@ -152,7 +153,7 @@ class StoreLevel(Associative):
         if given.items is None or given.valid is None:
             return state
         held = Item(*state[:3])
-        same = _alike(given.items, held) & state.valid[:, None]
+        same = _alike(given.items, held, self.same) & state.valid[:, None]
         return where_rows(due, self._gather(given.items, given.valid & ~same.any(-1), state), state)
 
     def consolidate(self, state: Gathered) -> tuple[Gathered, Consolidation]:
@@ -203,23 +204,26 @@ class StoreLevel(Associative):
         full = 2.0 if self.binding.cue_size else 1.0  # an address holds two unit vectors
         chosen: list[int] = []
         for m in reversed(range(len(addresses))):
-            if not any(float(addresses[m] @ addresses[c]) > SAME * full for c in chosen):
+            if not any(float(addresses[m] @ addresses[c]) > self.same * full for c in chosen):
                 chosen.append(m)
-        news, met, changed = [], [], []
+        news, met = [], []
+        changed: dict[str, New] = {}
         for m in reversed(chosen):
             new = self._item(addresses[m], outcomes[m], run)
             near = known @ addresses[m] if len(ids) else torch.zeros(0)
             best = int(near.argmax()) if len(ids) else -1
-            if best < 0 or float(near[best]) <= SAME * full:
+            if best < 0 or float(near[best]) <= self.same * full:
                 news.append(new)
-            elif float(F.cosine_similarity(said[best], outcomes[m], dim=0)) > SAME:
+            elif float(F.cosine_similarity(said[best], outcomes[m], dim=0)) > self.same:
                 met.append(ids[best])
+            elif ids[best] in changed:  # it gives way once; what else came to lie near it is new
+                news.append(new)
             else:
-                changed.append((ids[best], new))
+                changed[ids[best]] = new
         done = self.store.put_many(news)
         if met:
             done = Written((*done.ids, *met), self.store.touch(list(dict.fromkeys(met)), useful=True).generation)
-        for old, new in changed:
+        for old, new in changed.items():
             made = self.store.supersede(old, New(new.text, kind=new.kind, vectors=new.vectors, run=run))
             done = Written((*done.ids, made.id), made.generation)
         return done
@@ -247,13 +251,13 @@ def reinstate(memory: NestedMemory, state: NestedState, cue: Tensor, many: int =
     return state._replace(levels=tuple(states))
 
 
-def _alike(new: Item, held: Item) -> Tensor:
+def _alike(new: Item, held: Item, same: float) -> Tensor:
     """Where items [B, N, ...] are the same as held ones [B, S, ...]: bool [B, N, S]."""
-    close = torch.einsum("bnk,bsk->bns", new.key, held.key) > SAME
+    close = torch.einsum("bnk,bsk->bns", new.key, held.key) > same
     if new.cue.shape[-1]:
-        close = close & (torch.einsum("bnc,bsc->bns", new.cue, held.cue) > SAME)
+        close = close & (torch.einsum("bnc,bsc->bns", new.cue, held.cue) > same)
     outcomes = (F.normalize(o, dim=-1) for o in (new.outcome, held.outcome))
-    return close & (torch.einsum("bnv,bsv->bns", *outcomes) > SAME)
+    return close & (torch.einsum("bnv,bsv->bns", *outcomes) > same)
 
 
 def _number(past: Reader) -> int:

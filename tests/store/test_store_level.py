@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nestmem import Episodic, Fields, NestedMemory
-from nestmem.memory.base import state_from_dict, state_to_dict
+from nestmem.memory.base import Item, state_from_dict, state_to_dict
 from nestmem.store import Store, StoreError
 from nestmem.store.level import StoreLevel, reinstate
 from tests.store.helpers import forked
@@ -99,6 +99,21 @@ def test_what_is_known_is_not_put_again_and_what_changed_is_superseded(taught):
     now = taught.items()
     assert len(now) == len(items) and sorted(i.version for i in now)[-2:] == [2, 2]
     assert taught.verify().clean
+
+
+def test_two_that_came_to_lie_on_one_are_both_kept(taught):
+    """Both are near an old address and have another outcome, but are not near each other: one takes its place."""
+    level, many = nested(taught).levels[1], len(taught.items())
+    key, cue = level.keys[0], level.cues[0]
+    aside = torch.zeros_like(key)
+    aside[key.abs().argmin()] = 1.0
+    aside = F.normalize(aside - (aside @ key) * key, dim=-1) / 4
+    other = F.one_hot((level.outcomes[0].argmax() + 1) % 5, 5).float()
+    state = level.initial_state(1)
+    for near in (key + aside, key - aside):
+        state = level.write(Item(F.normalize(near, dim=-1)[None], cue[None], other[None]), state)
+    level.write_back(state)
+    assert len(taught.items()) == many + 1 and taught.verify().clean
 
 
 def test_a_session_reads_one_generation(taught):
