@@ -222,14 +222,13 @@ def test_an_experiment_file_for_every_experiment(capsys):
 
 def test_importing_the_library_is_light():
     code = (
-        "import sys, time, torch, numpy, safetensors.torch; t = time.perf_counter(); import nestmem; s = time.perf_counter() - t;"
-        "heavy = {'hydra', 'omegaconf', 'learn2learn', 'gymnasium', 'metaworld', 'matplotlib', 'envs', 'algos', 'tensorboard'};"
-        "print(s, sorted(heavy & set(sys.modules)))"
+        "import sys, torch, numpy, safetensors.torch; before = set(sys.modules); import nestmem;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, heavy = out.split(" ", 1)
-    assert heavy.strip() == "[]"
-    assert float(seconds) < 2
+    heavy = {"hydra", "omegaconf", "learn2learn", "gymnasium", "metaworld", "matplotlib", "scipy", "sqlalchemy"}
+    assert "nestmem" in out.split()
+    assert not {*heavy, "envs", "algos", "tensorboard"} & set(out.split())
 
 
 def test_outside_a_checkout_it_says_so(tmp_path):

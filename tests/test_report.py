@@ -31,14 +31,16 @@ def test_a_browser_shows_the_table_and_every_figure(page, tmp_path):
         assert not os.environ.get("CI"), "CI must have a browser: apt-get install chromium"
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     alone = shutil.copy(page, tmp_path / "alone.html")
-    script = "<script>document.title = [...document.images].map(i => i.naturalWidth).join(' ')</script>"
+    widths = "document.title = [...document.images].map(i => i.naturalWidth).join(' ')"
+    script = f"<script>addEventListener('load', () => {{ {widths} }})</script>"  # when the images have been decoded
     (tmp_path / "probe.html").write_text(page.read_text().replace("</html>", script + "</html>"))
     base = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=2000",
     ]  # fmt: skip
     dom = subprocess.run(
-        [*base, "--dump-dom", f"file://{tmp_path}/probe.html"], capture_output=True, text=True, timeout=120
+        [*base, "--dump-dom", f"file://{tmp_path}/probe.html"], capture_output=True, text=True, timeout=1200
     ).stdout
     widths = re.search(r"<title>([\d ]+)</title>", dom)
     assert widths
@@ -48,7 +50,7 @@ def test_a_browser_shows_the_table_and_every_figure(page, tmp_path):
     assert "parameters" in dom
     shot = tmp_path / "shot.png"
     subprocess.run(
-        [*base, f"--screenshot={shot}", "--window-size=1100,1400", f"file://{alone}"], capture_output=True, timeout=120
+        [*base, f"--screenshot={shot}", "--window-size=1100,1400", f"file://{alone}"], capture_output=True, timeout=1200
     )
     from PIL import Image
 

@@ -173,6 +173,7 @@ class Target(Trials):
 def test_real_actions_are_learned():
     """A blind policy gets no more than -1 a step; who learns the place from the first reward gets more from then on."""
     env, generator = Target(200), torch.Generator().manual_seed(0)
+    env.reset(seed=0)
     model = agent(env)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     terms = ppo.Terms(clip=0.2, entropy=0.0, value=0.5, scale=6.0)

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import signal
 import time
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_the_vector_api():
     observation, _ = env.reset(seed=1)
     assert env.observation_space.contains(observation) and observation.shape == (2, OBSERVED)
     assert not observation[:, 36:].any()  # the goal is hidden
+    env.action_space.seed(0)
     for t in range(env.steps):
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         assert env.observation_space.contains(observation) and (terminated == (t % 6 == 5)).all()
@@ -207,6 +209,8 @@ class Faulty(MetaWorld):
                 case "raises":
                     raise RuntimeError("the arm came off")
                 case "hangs":
+                    assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= self.patience
+                    signal.setitimer(signal.ITIMER_REAL, 0.01)  # so that nobody waits for it
                     time.sleep(60)
                 case "not a number":
                     sim._target_pos = np.full(3, np.nan)  # so is the reward
@@ -216,7 +220,7 @@ class Faulty(MetaWorld):
     ("fault", "said"), [("raises", "the arm came off"), ("hangs", "no answer"), ("not a number", "finite")]
 )
 def test_a_simulator_that_fails_is_named_and_the_run_goes_on(fault, said, caplog):
-    env = Faulty(2, episodes=2, horizon=6, goals=2, patience=2.0)
+    env = Faulty(2, episodes=2, horizon=6, goals=2)
     env.fault = fault
     healthy = MetaWorld(2, episodes=2, horizon=6, goals=2)
     env.reset(seed=0), healthy.reset(seed=0)
