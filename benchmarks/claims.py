@@ -171,7 +171,7 @@ SECTIONS = {
     ],
     "text-recall": [
         "mqar-1x", "mqar-16x", "needle-1x", "needle-16x",
-        *(f"babilong-qa{task}-{n}" for task in (1, 2, 3) for n in (128, 512, 2048, 8192)),
+        *(f"babilong-qa{task}-{n}" for task in (1, 2, 3) for n in (128, 512, 2048, 8192, 32768, 131072, 1048576)),
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "ml1": [

@@ -2,7 +2,8 @@
 recurrence-savings-text, text-flatness: long streams of text with a nested memory and with flat ones.
 
     python -m benchmarks.text train [PART...] [METHOD...] [SEED...]  runs into runs/text (goes on if interrupted); parts are books,
-                                                                     mqar, needle, drift, babilong; 3 seeds
+                                                                     mqar, needle, drift, babilong1 to 3; 3 seeds
+    python -m benchmarks.text far                                    runs on BABILong asked at 32 k, 128 k and a million words
     python -m benchmarks.text throughput [METHOD...]                 tokens/s and peak memory from 10 kB to 1 MB
     python -m benchmarks.text collect                                rows from what is there; what has no run stays as it was
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from algos import figures, jobs
+from algos import figures, jobs, recall_run
 from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
 
@@ -38,6 +39,26 @@ RECALLERS = {
     "fast": (["memory=deltanet", "memory.key_size=64"], "flat fast weights (DeltaNet)"),
     "titans": (["memory=titans", "memory.key_size=64", "memory.hidden=64"], "Titans"),
 }
+STORIES = {
+    "nested": (["memory.hidden=128", "memory.decay=none"], FED),
+    "lstm": (["memory=lstm", "memory.hidden=192"], "flat LSTM"),
+    "titans": (
+        ["memory=titans", "memory.key_size=64", "algo.place=gate", "algo.window=64"],
+        "Titans beside a window of 64 words",
+    ),
+    "hmt": (
+        [
+            "memory=window",
+            "memory.window=64",
+            "memory.heads=4",
+            "algo.layers=2",
+            "algo.place=segments",
+            "algo.window=64",
+        ],
+        "HMT, segments of 64 words",
+    ),
+}
+FAR = {32_768: 96, 131_072: 48, 1_048_576: 8}  # words, streams of so many
 FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
 PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
     "books": {
@@ -57,14 +78,11 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
         "nested": (["experiment=drifting_text"], NESTED),
         "lstm": (["experiment=drifting_text", *FLAT], "flat LSTM"),
     },
-    "babilong": {
-        "nested": (["experiment=babilong", "memory.hidden=128", "memory.decay=none"], FED),
-        "lstm": (["experiment=babilong", "memory=lstm", "memory.hidden=192"], "flat LSTM"),
-        "titans": (["experiment=babilong", "memory=titans", "memory.key_size=64", "algo.place=gate", "algo.window=64"],
-                   "Titans beside a window of 64 words"),
-        "hmt": (["experiment=babilong", "memory=window", "memory.window=64", "memory.heads=4", "algo.layers=2",
-                 "algo.place=segments", "algo.window=64"], "HMT, segments of 64 words"),
-    },
+} | {
+    f"babilong{task}": {
+        name: (["experiment=babilong", f"env.task={task}", *o], title) for name, (o, title) in STORIES.items()
+    }
+    for task in (1, 2, 3)
 }  # fmt: skip
 AT = "text-bpb-at-"
 GROWTH, FIRST_PLACE = "flat LSTM minus nested", 512
@@ -86,6 +104,17 @@ def train(arguments: list[str]) -> None:
                     jobs.train([f"resume={run}"])
                 else:
                     jobs.train([*overrides, f"seed={seed}", f"run={run}"])
+
+
+def far() -> None:
+    """Every finished run on BABILong, beyond the lengths of its own test."""
+    for path in sorted(ROOT.glob("babilong*/result.json")):
+        kept = path.with_name("far.json")
+        found = json.loads(kept.read_text()) if kept.exists() else []
+        for length, streams in FAR.items():
+            if length not in [point[0] for point in found]:
+                found += recall_run.evaluate(str(path.parent), [f"lengths={length}", f"streams={streams}"])["points"]
+                kept.write_text(json.dumps(found))
 
 
 def throughput(methods: list[str]) -> None:
@@ -125,7 +154,7 @@ def collect() -> None:
     fresh: set[tuple[str, str]] = set()
     for part, methods in PARTS.items():
         for method, (_, title) in methods.items():
-            results = [json.loads(p.read_text()) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
+            results = [loaded(p) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
             if results:
                 rows += summary(part, title, results)
     rows += growth()
@@ -139,6 +168,15 @@ def collect() -> None:
     rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
     save("text", rows)
     draw(rows)
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    """The result of a run, with what `far` asked it in the line by length."""
+    result: dict[str, Any] = json.loads(path.read_text())
+    kept = path.with_name("far.json")
+    if kept.exists():
+        result["lines"]["length"]["points"] += json.loads(kept.read_text())
+    return result
 
 
 def draw(rows: list[dict[str, Any]], path: Path = Path("docs/text.png")) -> None:
@@ -212,19 +250,18 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
                 values[f"drift-books-after-{i + 1}"] = ([r["numbers"][key] for r in results], "bits per byte", "")
         case _:
             values = {}
-            for i, point in enumerate(results[0]["lines"]["length"]["points"]):
+            shared = min((r["lines"]["length"]["points"] for r in results), key=len)
+            for i, point in enumerate(shared):
                 each = [r["lines"]["length"]["points"][i][1] for r in results]
-                values[f"babilong-qa{results[0]['env']['task']}-{round(point[0])}"] = (
-                    each,
-                    "%",
-                    "words; learned on 64 to 512",
-                )
+                many = FAR.get(round(point[0]), results[0]["n"])
+                about = f"words; learned on 64 to 512; {many} streams"
+                values[f"babilong-qa{results[0]['env']['task']}-{round(point[0])}"] = (each, "%", about)
     rows = []
     for claim, (each, unit, about) in values.items():
-        mean = mean_interval(each)
+        mean, tested = mean_interval(each), f"{results[0]['n']} {results[0]['counted']}"
         note = f"seeds {', '.join(f'{v:.3f}' for v in each)}" if len(each) > 1 else "one seed"
         note = "; ".join(
-            filter(None, [about, note, f"{results[0]['step']} updates", f"{results[0]['n']} {results[0]['counted']}"])
+            filter(None, [about, note, f"{results[0]['step']} updates", "" if "streams" in about else tested])
         )
         rows.append(
             row(
@@ -240,9 +277,11 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["train", *rest]:
             train(rest)
+        case ["far"]:
+            far()
         case ["throughput", *rest]:
             throughput(rest)
         case ["collect"]:
             collect()
         case _:
-            raise SystemExit("text: expected train [PART...] [METHOD...] [SEED...], throughput or collect")
+            raise SystemExit("text: expected train [PART...] [METHOD...] [SEED...], far, throughput or collect")

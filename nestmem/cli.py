@@ -20,6 +20,8 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem train resume=RUN               go on with an interrupted run, bit for bit on a CPU
   nestmem eval RUN [ways=N shots=K queries=Q tasks=T split=val|test] [--json FILE]
   nestmem eval RUN text=FILE [tokens=N]  bits per byte of any text, by a run of env=text, with the memory carried all along
+  nestmem eval RUN lengths=N,M [streams=S]
+                                         accuracy on streams of any length, by a run of env=recall or babilong
   nestmem generate RUN [prompt=TEXT file=FILE tokens=300 temperature=0.8 seed=0]
                                          the prompt's continuation, after the memory has read FILE
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
@@ -84,8 +86,9 @@ def _eval(arguments: list[str]) -> int:
         del arguments[at : at + 2]
     if not arguments or "=" in arguments[0]:
         raise UserError("eval: expected the folder of a run first, as in: nestmem eval RUN ways=5")
-    of_text = any(a.startswith("text=") for a in arguments[1:])
-    result = _checkout("algos.text_run" if of_text else "algos.jobs").evaluate(arguments[0], arguments[1:])
+    names = {a.partition("=")[0] for a in arguments[1:]}
+    module = "algos.text_run" if "text" in names else "algos.recall_run" if "lengths" in names else "algos.jobs"
+    result = _checkout(module).evaluate(arguments[0], arguments[1:])
     if target:
         try:
             with open(target, "w", encoding="utf-8") as file:

@@ -88,6 +88,9 @@ def test_babilong_trains_without_any_set(tmp_path):
     assert main(["train", *options, f"run={tmp_path}/run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [p[0] for p in result["lines"]["length"]["points"]] == [64, 128]
+    assert main(["eval", f"{tmp_path}/run", "lengths=64,512", "streams=4", "--json", f"{tmp_path}/far.json"]) == 0
+    far = json.loads((tmp_path / "far.json").read_text())["points"]
+    assert far[0] == result["lines"]["length"]["points"][0] and far[1][0] == 512, "the test's streams, and longer ones"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,12 @@ def test_babilong_trains_without_any_set(tmp_path):
 def test_what_cannot_be_is_refused_before_any_work(override, says, capsys, tmp_path):
     assert main(["train", *SMALL, override, f"run={tmp_path}/run"]) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_eval_refuses_what_is_no_length(capsys, tmp_path):
+    for given in ("lengths=64,", "lengths=far"):
+        assert main(["eval", f"{tmp_path}/run", given]) == 2
+        assert "lengths, streams: expected whole numbers" in capsys.readouterr().err
 
 
 def test_a_learner_is_as_large_as_its_grammar_needs():
