@@ -22,12 +22,13 @@ def on_each(store):
 
 @SHARDED
 def test_a_subtree_lies_on_one_shard_and_all_shards_are_used(store, place, vectors):
-    fill(store, vectors, roots=40)  # places are drawn with the shards' names: 40 leave one empty once in ten million
+    roots = [root for n in range(3) for root in roots_on(store, n, 13)]  # places are drawn with the shards' names
+    store.put_many([New(f"note {i}", root=roots[i % 39]) for i in range(78)])
     used = []
     for url in place.urls:
         with Store(url, read_only=True) as one:
             used.append({i.root for i in one.items()})
-    assert all(used) and sum(map(len, used)) == len(set().union(*used)) == 40
+    assert all(map(len, used)) and sum(map(len, used)) == len(set().union(*used)) == 39
     assert store.verify().clean
 
 
@@ -112,12 +113,13 @@ def test_shards_answer_as_one_store_would(store, vectors, place, tmp_path):
 
 @SHARDED
 def test_shards_know_each_other(store, vectors, place):
-    ids = fill(store, vectors, 20, roots=7)
+    roots = [root for n in range(3) for root in roots_on(store, n, 2)]
+    ids = store.put_many([New(f"note {i}", root=roots[i % 6], vectors={"w": vectors[i]}) for i in range(20)]).ids
     before = store.fingerprint()
     place.close()
     shuffled = Store(place.urls[::-1], clock=place.clock)
     assert shuffled.fingerprint() == before and shuffled.verify().clean, "their order does not matter"
-    shuffled.put("more", root="r3")
+    shuffled.put("more", root=roots[3])
     shuffled.close()
     with pytest.raises(StoreError, match="not of one store"):
         Store(place.urls[:2])
