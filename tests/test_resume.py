@@ -1,10 +1,10 @@
 """Interrupted and resumed equals uninterrupted, bit for bit; and what damaged checkpoints do."""
 
 import json
-import random
 import shutil
 import signal
-import time
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,31 +14,66 @@ from benchmarks import resume
 from nestmem.cli import main
 from nestmem.errors import UserError
 
+UPDATE, FILE, RENAMED = "trainer:Trainer._optimize", "checkpoint:_write_synced", "checkpoint:sync"
+STRUCK = """
+import functools, importlib, os, sys
+from nestmem.cli import main
+
+place, call, number, *arguments = sys.argv[1:]
+module, _, path = place.partition(":")
+*path, name = path.split(".")
+owner, calls = functools.reduce(getattr, path, importlib.import_module("algos." + module)), []
+plain = getattr(owner, name)
+
+def struck(*given, **named):
+    calls.append(name)
+    if len(calls) == int(call):
+        os.kill(os.getpid(), int(number))
+    return plain(*given, **named)
+
+setattr(owner, name, struck)
+raise SystemExit(main(["train", *arguments]))
+"""
+
+
+def struck(number, place, call, *arguments):
+    """`nestmem train` in a process that sends itself a signal at the `call`-th call of a function: no clock decides when."""
+    command = [sys.executable, "-c", STRUCK, place, str(call), str(int(number)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return resume.uninterrupted(tmp_path_factory.mktemp("resume"))
+    run = tmp_path_factory.mktemp("resume") / "whole"
+    assert main(["train", f"run={run}", *resume.OPTIONS]) == 0
+    return run
 
 
-def test_two_kills_and_the_same_bits(whole, tmp_path):
-    run, went_on_from = resume.interrupted(tmp_path, "killed", whole[1], random.Random(time.time_ns()), kills=2)
-    assert resume.trace(run) == resume.trace(whole[0]), f"went on from {went_on_from}"
+def test_three_kills_and_the_same_bits(whole, tmp_path):
+    """In an update, between the two files of a checkpoint, and before the oldest checkpoint makes room for the newest."""
+    run, arguments = tmp_path / "killed", [f"run={tmp_path}/killed", *resume.OPTIONS]
+    for place, call, kept in ((UPDATE, 13, [5, 10]), (FILE, 4, [10, 15]), (RENAMED, 2, [15, 20, 25])):
+        done = struck(signal.SIGKILL, place, call, *arguments)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert sorted((run / "checkpoints").glob("step-*")) == [run / f"checkpoints/step-{n:08d}" for n in kept]
+        arguments = [f"resume={run}"]
+    assert main(["train", *arguments]) == 0
+    assert resume.trace(run) == resume.trace(whole)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path, capfd):
-    process = resume.start(f"run={tmp_path}/run", *resume.OPTIONS)
-    resume.wait_for_checkpoint(tmp_path / "run", process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() in (0, 130)  # 0 if it was done before the signal came
-    assert "Traceback" not in capfd.readouterr().err
-    assert main(["train", f"resume={tmp_path}/run"]) == 0
-    assert resume.trace(tmp_path / "run") == resume.trace(whole[0])
+def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path):
+    run = tmp_path / "run"
+    done = struck(signal.SIGINT, UPDATE, 13, f"run={run}", *resume.OPTIONS)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert newest(run).name == "step-00000013", "the step is finished first"
+    assert main(["train", f"resume={run}"]) == 0
+    assert resume.trace(run) == resume.trace(whole)
 
 
 @pytest.fixture
 def copy(whole, tmp_path):
     (tmp_path / "copy").mkdir()
-    run = shutil.copytree(whole[0], tmp_path / "copy" / "run")
+    run = shutil.copytree(whole, tmp_path / "copy" / "run")
     (run / "result.json").unlink()
     return run
 
@@ -52,7 +87,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(whole, copy, capsys
     tensors.write_bytes(tensors.read_bytes()[:-100])
     assert main(["train", f"resume={copy}"]) == 0
     assert "damaged" in (out := capsys.readouterr().out.replace("\n", " ")) and "going on from step 35" in out
-    assert resume.trace(copy) == resume.trace(whole[0])
+    assert resume.trace(copy) == resume.trace(whole)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +128,6 @@ def test_an_option_that_is_newer_than_the_run_has_its_default(copy):
 def test_a_disk_that_refuses_keeps_the_previous_checkpoint(copy, capsys):
     """A file-size limit stands in for a full disk: the write fails half way, for real."""
     import resource
-    import subprocess
-    import sys
 
     shutil.rmtree(newest(copy))
     before = checkpoint.read(copy)[0].step
