@@ -167,6 +167,7 @@ class Streams:
     shots: int = 3
     visits: int = 72  # of a stream in training
     test_visits: int = 72
+    session: int = 0  # visits after which all memory but a store is lost, as in a new process (0: never); docs/store.md
     first: int = 6  # visits that are new for certain
     returns: float = 0.5  # probability that a later one is a return
     gaps: list[int] = field(default_factory=lambda: [5, 60])  # of returns, in visits

@@ -13,17 +13,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from algos import stored
 from algos.checkpoint import below
 from algos.problem import Judged, Metrics, Optimize, Part
 from nestmem.memory.base import Memory, State, detach, state_from_dict, state_to_dict
 
 
 class Piece(NamedTuple):
-    """What one update sees. batch: whatever the learner's loss understands, B rows. fresh: the streams begin here."""
+    """What one update sees. batch: whatever the learner's loss understands, B rows. fresh: the streams begin here.
+    session: they go on as in a new process; of all memory, what a store as its slowest level gathered is left."""
 
     batch: Any
     rows: int
     fresh: bool
+    session: bool = False
 
 
 class Source(Protocol):
@@ -61,6 +64,8 @@ class StreamProblem:
     def _parts(self, piece: Piece) -> Iterator[Part]:
         if piece.fresh or self.carried is None:
             self.carried = self.learner.memory.initial_state(piece.rows)
+        elif piece.session:
+            self.carried = stored.new_session(self.learner.memory, self.carried, piece.rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             loss, state, metrics = self.learner.loss(piece.batch, self.carried)
         self.carried = detach(state)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from algos import figures
+from algos import figures, stored
 from algos.embedding import embedding
 from algos.parts import drawn, memory
 from algos.problem import Judged, Metrics
@@ -82,7 +82,7 @@ def problem(config: DictConfig, seeds: dict[str, int], device: torch.device) -> 
     source = streams(config.env, config.encoder, seeds, device)
     test = source["test"]
     floor = test.elimination if isinstance(test, Bindings) else test.chance
-    return VisitProblem(made, source, config.trainer, floor, device)
+    return VisitProblem(made, source, config.trainer, floor, device, config.env.session)
 
 
 class VisitLearner(StreamLearner):
@@ -112,8 +112,8 @@ class VisitLearner(StreamLearner):
 class VisitSource:
     """Visit after visit of B streams at once. A place in it is the generator's state before these streams, and a number."""
 
-    def __init__(self, streams: Visits, rows: int):
-        self.streams, self.rows = streams, rows
+    def __init__(self, streams: Visits, rows: int, session: int = 0):
+        self.streams, self.rows, self.session = streams, rows, session
         self.at, self.began, self.current = 0, streams.generator.get_state(), None  # type: int, Tensor, Stream | None
 
     def next(self) -> Piece:
@@ -123,8 +123,9 @@ class VisitSource:
                 self.began = self.streams.generator.get_state()
             self.current = self.streams.sample(self.rows)
         steps = slice(self.at * self.streams.steps, (self.at + 1) * self.streams.steps)
+        renewed = begins_session(self.at, self.session)
         self.at = (self.at + 1) % self.streams.visits
-        return Piece((self.current.tokens[:, steps], self.current.labels[:, steps]), self.rows, fresh)
+        return Piece((self.current.tokens[:, steps], self.current.labels[:, steps]), self.rows, fresh, renewed)
 
     def state_dict(self) -> dict[str, Tensor]:
         # Between two sets of streams the generator stands where the next ones begin.
@@ -133,6 +134,11 @@ class VisitSource:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.at, self.began, self.current = int(state["at"]), state["began"], None
         self.streams.generator.set_state(self.began)
+
+
+def begins_session(visit: int, session: int) -> bool:
+    """Whether a new session of `session` visits (0: all are one) begins with this visit of a stream."""
+    return visit > 0 and session > 0 and visit % session == 0
 
 
 class Record(NamedTuple):
@@ -150,10 +156,16 @@ class VisitProblem(StreamProblem):
     learner: VisitLearner
 
     def __init__(
-        self, learner: VisitLearner, streams: dict[str, Visits], options: DictConfig, floor: float, device: torch.device
+        self,
+        learner: VisitLearner,
+        streams: dict[str, Visits],
+        options: DictConfig,
+        floor: float,
+        device: torch.device,
+        session: int = 0,
     ):
-        super().__init__(learner, VisitSource(streams["train"], options.tasks), device, options.amp)
-        self.streams, self.options, self.floor = streams, options, floor
+        super().__init__(learner, VisitSource(streams["train"], options.tasks, session), device, options.amp)
+        self.streams, self.options, self.floor, self.session = streams, options, floor, session
         self.starts = {split: each.generator.get_state() for split, each in streams.items()}
 
     def validate(self) -> Judged:
@@ -182,6 +194,8 @@ class VisitProblem(StreamProblem):
         state, rights, gates = memory.initial_state(len(stream.tokens)), [], []
         for start in range(0, stream.tokens.shape[1], steps):
             tokens = stream.tokens[:, start : start + steps].to(self.device)
+            if begins_session(start // steps, self.session):
+                state = stored.new_session(memory, state, len(tokens))
             y, after, aux = memory.trace(tokens, state)
             if lesion:  # only this visit feels it: what is carried on is intact
                 y, _, aux = memory.trace(*damaged(memory, source.fields, lesion, tokens, state))

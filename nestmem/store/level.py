@@ -5,6 +5,7 @@ whatever others write meanwhile; what it learns is gathered in the state and wri
 
     read        the k nearest stored addresses, then  y = sum_k softmax_k(beta_k cos(q, key_k) + beta_c cos(q_cue, cue_k)) outcome_k
     absorb      what a faster episodic level offers at a tick, if it is not gathered yet
+    session     several sessions in one process: what a row gathered in earlier ones is read, too, before it is in the store
     write_back  new items are put, known ones strengthened, and where an outcome changed the old item is superseded
     reinstate   the items of a cue, written into the episodic level (a context comes back)
 
@@ -26,8 +27,8 @@ from torch.nn import functional as F
 
 from nestmem.consolidation import Rule
 from nestmem.memory.associative import Associative, Binding, arrived
-from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, where_rows
-from nestmem.memory.episodic import TINY, Episodic
+from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, traced, where_rows
+from nestmem.memory.episodic import TINY, Episodic, _attend
 from nestmem.nested import NestedMemory, NestedState
 from nestmem.store.errors import StoreError
 from nestmem.store.model import New, Written
@@ -36,6 +37,7 @@ from nestmem.store.rows import Filter
 from nestmem.store.store import Store
 
 OF_THIS_CUE = 0.8  # cosine of a stored cue to the one that came back
+ABSENT, NEVER = -1.0, -1e30  # how alike nothing is, and how it matches
 
 
 class Gathered(NamedTuple):
@@ -43,7 +45,17 @@ class Gathered(NamedTuple):
     cues: Tensor  # [B, S, C]
     outcomes: Tensor  # [B, S, V]
     valid: Tensor  # [B, S] bool; the newest is last
+    shown: Tensor  # [B, S] bool; of an earlier session of this row, so that it is read
     pending: Tensor  # [B, K + C]
+
+
+class Near(NamedTuple):
+    """The k items nearest to each query."""
+
+    match: Tensor  # [..., k]
+    there: Tensor  # [..., k] bool; False where there are fewer than k
+    outcomes: Tensor  # [..., k, V]
+    alike: Tensor  # [..., 1] how alike the most alike is
 
 
 class StoreLevel(Associative):
@@ -119,23 +131,26 @@ class StoreLevel(Associative):
         zeros, bind = self.log_beta.new_zeros, self.binding
         sizes = bind.key_size, bind.cue_size, bind.outcome_size
         keys, cues, outcomes = (zeros(batch_size, self.slots, size) for size in sizes)
-        valid = zeros(batch_size, self.slots, dtype=torch.bool)
-        return Gathered(keys, cues, outcomes, valid, zeros(batch_size, bind.key_size + bind.cue_size))
+        valid, shown = (zeros(batch_size, self.slots, dtype=torch.bool) for _ in range(2))
+        return Gathered(keys, cues, outcomes, valid, shown, zeros(batch_size, bind.key_size + bind.cue_size))
 
-    def read(self, query: Tensor, state: Gathered) -> tuple[Tensor, Aux]:
+    def read(self, query: Tensor, state: Gathered | None) -> tuple[Tensor, Aux]:
         key, cue = self.binding.split(self.binding.address(query))
-        if not len(self.keys):
+        found: list[Near] = []
+        if len(self.keys):
+            found.append(self._near(key @ self.keys.mT, cue @ self.cues.mT, self.outcomes))
+        if state is not None and (traced(state.shown) or bool(state.shown.any())):
+            alike, context = (
+                torch.einsum("b...k,bsk->b...s", asked, held) for asked, held in ((key, state.keys), (cue, state.cues))
+            )
+            shown = state.shown if query.dim() == 2 else state.shown[:, None]
+            found.append(self._near(alike, context, state.outcomes, shown))
+        if not found:
             answer = query.new_zeros(*query.shape[:-1], self.binding.outcome_size)
-            return self._token(answer), Aux(confidence=query.new_full((*query.shape[:-1], 1), -1.0))
-        alike = key @ self.keys.mT
-        beta = self.log_beta.exp()
-        match = beta[0] * alike
-        if self.binding.cue_size:
-            context = cue @ self.cues.mT
-            alike, match = alike.relu() * context.relu(), match + beta[1] * context
-        near = match.topk(min(self.k, len(self.keys)), -1)
-        weights = near.values.softmax(-1)
-        answer = (weights[..., None] * self.outcomes[near.indices]).sum(-2)
+            return self._token(answer), Aux(confidence=query.new_full((*query.shape[:-1], 1), ABSENT))
+        match, there, outcomes, alike = (torch.cat(parts, d) for parts, d in zip(zip(*found), (-1, -1, -2, -1)))
+        weights = _attend(match, there)
+        answer = (weights[..., None] * outcomes).sum(-2)
         return self._token(answer), Aux(confidence=alike.amax(-1, keepdim=True))
 
     def write(self, item: Item, state: Gathered, *, signal: Tensor | None = None) -> Gathered:
@@ -168,8 +183,15 @@ class StoreLevel(Associative):
         with torch.no_grad():
             flat = [part.detach().cpu().float()[state.valid.cpu()] for part in state[:3]]
             done = self._write(torch.cat(flat[:2], -1), flat[2], run)
-            empty = state._replace(valid=torch.zeros_like(state.valid))
+            none = torch.zeros_like(state.valid)
+            empty = state._replace(valid=none, shown=none)
         return empty, done
+
+    def session(self, state: Gathered) -> Gathered:
+        """The state in which the rows' next session begins: what they gathered is read from now on, though the store does
+        not have it yet.
+        """
+        return state._replace(shown=state.valid, pending=torch.zeros_like(state.pending))
 
     def reinstate(self, cue: Tensor, many: int = 32) -> tuple[Item, Tensor]:
         """The `many` stored items [B, many, ...] nearest to cues [B, C], and which of them are of this cue at all [B, many]."""
@@ -179,6 +201,25 @@ class StoreLevel(Associative):
         near = context.topk(min(many, context.shape[-1]), -1)
         item = Item(*(part[near.indices] for part in (self.keys, self.cues, self.outcomes)))
         return item, near.values > OF_THIS_CUE
+
+    def _near(self, alike: Tensor, context: Tensor, outcomes: Tensor, there: Tensor | None = None) -> Near:
+        """The k best of N items by their cosines to key and cue [..., N]; there is none where `there` [..., N] is False.
+
+        outcomes: [N, V], or [B, N, V] where every row has items of its own.
+        """
+        beta = self.log_beta.exp()
+        match = beta[0] * alike
+        if self.binding.cue_size:
+            alike, match = alike.relu() * context.relu(), match + beta[1] * context
+        there = torch.ones_like(alike, dtype=torch.bool) if there is None else there.expand_as(alike)
+        match, which = match.masked_fill(~there, NEVER).topk(min(self.k, match.shape[-1]), -1)
+        if outcomes.dim() == 2:
+            said = outcomes[which]
+        else:
+            rows = which.flatten(1)[..., None].expand(-1, -1, outcomes.shape[-1])
+            said = outcomes.gather(1, rows).view(*which.shape, -1)
+        best = alike.masked_fill(~there, ABSENT).amax(-1, keepdim=True)
+        return Near(match, there.gather(-1, which), said, best)
 
     def _token(self, answer: Tensor) -> Tensor:
         return self.binding.token(torch.log(answer + TINY) if self.labels else answer)
@@ -190,11 +231,12 @@ class StoreLevel(Associative):
         order = (keep & (rank <= self.slots)).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         order = order[:, : self.slots]
         valid = torch.cat([state.valid, wanted], 1).gather(1, order)
+        shown = torch.cat([state.shown, torch.zeros_like(wanted)], 1).gather(1, order)
         keys, cues, outcomes = (
             torch.cat([old, new.detach()], 1).gather(1, order[..., None].expand(-1, -1, old.shape[-1]))
             for old, new in zip(state[:3], items, strict=True)
         )
-        return Gathered(keys, cues, outcomes, valid, state.pending)
+        return Gathered(keys, cues, outcomes, valid, shown, state.pending)
 
     def _write(self, addresses: Tensor, outcomes: Tensor, run: str) -> Written:
         """Addresses [M, K + C] and outcomes [M, V]; the last of equal addresses counts."""
@@ -203,9 +245,11 @@ class StoreLevel(Associative):
         _, said = self.store.vectors(f"{self.name}.outcome", where=kind)
         full = 2.0 if self.binding.cue_size else 1.0  # an address holds two unit vectors
         chosen: list[int] = []
+        again = torch.zeros(len(addresses), dtype=torch.bool)  # a newer one is the same
         for m in reversed(range(len(addresses))):
-            if not any(float(addresses[m] @ addresses[c]) > self.same * full for c in chosen):
+            if not again[m]:
                 chosen.append(m)
+                again |= addresses @ addresses[m] > self.same * full
         news, met = [], []
         changed: dict[str, New] = {}
         for m in reversed(chosen):

@@ -3,15 +3,22 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("sqlalchemy")
 
 from algos.build import problem
 from algos.config import configure
 from algos.jobs import train
+from algos.stored import new_session, settled
 from algos.trainer import Trainer
+from nestmem.memory.base import state_to_dict
 from nestmem.store import Store
 from tests.algos.test_visits import SMALL
+
+
+def tensors(state):
+    return state_to_dict(state).values()
 
 
 def options(folder, name):
@@ -28,6 +35,57 @@ def test_a_run_leaves_what_it_learned_and_the_next_says_what_it_read(tmp_path):
     memory = problem(configure(options(tmp_path, "two"))).learner.memory
     assert int(memory.levels[-1].generation) == first["generation_written"] > first["generation_read"]
     assert len(memory.levels[-1].keys) == len(items), "last month's run is where this one begins"
+
+
+def visits(folder, session):
+    """A problem whose streams have sessions of so many visits, and its updates."""
+    config = configure([*options(folder, f"s{session}"), f"env.session={session}"])
+    made = Trainer(config, problem(config))
+    return made, lambda: made.problem.update(made._optimize)
+
+
+def test_a_new_session_begins_empty_but_for_what_the_store_gathered(tmp_path):
+    made, update = visits(tmp_path, 2)
+    for _ in range(2):
+        update()
+    gathered = settled(made.learner.memory, made.problem.carried).levels[-1]
+    begun = new_session(made.learner.memory, made.problem.carried, 2)
+    empty = made.learner.memory.initial_state(2)
+    for level, fresh in zip(begun.levels[:-1], empty.levels[:-1], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(level), tensors(fresh), strict=True))
+    assert gathered.valid.any() and torch.equal(begun.levels[-1].shown, gathered.valid) and not begun.step.any()
+    update()
+    assert (
+        made.problem.carried.levels[-1].shown.any()
+        and made.problem.carried.step[0] == made.problem.source.streams.steps
+    )
+    assert int(made.problem.carried.levels[-1].shown.sum()) <= int(gathered.valid.sum())
+
+
+def test_sessions_are_resumed_bit_for_bit(tmp_path):
+    whole, update = visits(tmp_path, 2)
+    for _ in range(5):
+        update()
+    half, update = visits(tmp_path, 2)
+    for _ in range(3):
+        update()
+    rest, update = visits(tmp_path, 2)
+    rest.learner.load_state_dict(half.learner.state_dict())
+    rest.optimizer.load_state_dict(half.optimizer.state_dict())
+    rest.problem.load_state_dict({name: tensor.clone() for name, tensor in half.problem.state_dict().items()})
+    rest.step = half.step
+    for _ in range(2):
+        update()
+    mine, theirs = ({**t.learner.state_dict(), **t.problem.state_dict()} for t in (whole, rest))
+    assert set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_memory_without_a_store_begins_every_session_empty(tmp_path):
+    config = configure([*options(tmp_path, "none"), "memory.store=''", "env.session=2"])
+    memory = problem(config).learner.memory
+    _, state = memory(torch.randn(2, 6, memory.d_model), memory.initial_state(2))
+    begun = new_session(memory, state, 2)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(begun), tensors(memory.initial_state(2)), strict=True))
 
 
 def test_a_run_goes_on_with_the_generation_it_began_with(tmp_path):

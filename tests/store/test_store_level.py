@@ -159,6 +159,29 @@ def test_reading_is_differentiable_and_batched(taught):
     assert torch.allclose(torch.func.vmap(read)(x), together)
 
 
+def test_the_next_session_of_a_process_reads_what_the_next_process_would(tmp_path):
+    """What a row gathered is read again before it is in the store as it is when it is there, and only by that row."""
+    with Store(tmp_path / "memory.db") as store:
+        level = nested(store).levels[1]
+        state = level.session(level.run(lesson(0)[0], level.initial_state(2))[1])
+        _, state = level(lesson(1)[0], state)
+        query = torch.cat([lesson(context)[0][:, 0::2] for context in (0, 1)], 1)
+        read = [level.read(asked, state) for asked in (query, query[:, 0])]
+        assert torch.allclose(read[0][0][:, 0].exp(), read[1][0].exp(), atol=1e-5)
+        assert state.valid.sum() == 48, "and all of it is kept"
+        labels = lesson(0)[1]
+        guesses = FIELDS.split(read[0][0])[2].argmax(-1)
+        assert (guesses[:, :12] == labels).all() and (read[0][1].confidence[:, 12:] < 0.95).all()
+        other, aux = level.read(query, state._replace(shown=state.shown & torch.tensor([[True], [False]])))
+        assert torch.allclose(other[0].exp(), read[0][0][0].exp(), atol=1e-5) and (aux.confidence[1] == -1).all()
+        level.write_back(level.run(lesson(0)[0], level.initial_state(2))[1])
+        level.look()
+        stored, said = level.read(query, level.initial_state(2))
+        known = slice(0, 12)
+        assert torch.allclose(stored[:, known].exp(), read[0][0][:, known].exp(), atol=1e-4)
+        assert torch.allclose(said.confidence[:, known], read[0][1].confidence[:, known], atol=1e-5)
+
+
 def test_whole_sequences_equal_single_steps(taught):
     level = nested(taught, slots=5).levels[1]
     x = lesson(3)[0]
