@@ -105,9 +105,9 @@ class Control(Simulated):
         super().__init__(trials, episodes, horizon, observation, one.action_space, patience)
 
     def _make(self) -> Any:
-        env = gymnasium.make(self.world.id).unwrapped
+        env: Any = gymnasium.make(self.world.id).unwrapped
         if hasattr(env, "model"):
-            env.usual_mass, env.usual_gear = env.model.body_mass.copy(), env.model.actuator_gear.copy()  # type: ignore
+            env.usual_mass, env.usual_gear = env.model.body_mass.copy(), env.model.actuator_gear.copy()
         return env
 
     def sample(self) -> None:
