@@ -22,6 +22,8 @@ nestmem: continual meta-learning with nested fast and slow memory
   nestmem eval RUN text=FILE [tokens=N]  bits per byte of any text, by a run of env=text, with the memory carried all along
   nestmem eval RUN lengths=N,M [streams=S]
                                          accuracy on streams of any length, by a run of env=recall or babilong
+  nestmem eval RUN session=N [of=2 store=PATH streams=32 split=val|test]
+                                         recurring streams that go on over several processes, with a store in between
   nestmem generate RUN [prompt=TEXT file=FILE tokens=300 temperature=0.8 seed=0]
                                          the prompt's continuation, after the memory has read FILE
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
@@ -86,9 +88,11 @@ def _eval(arguments: list[str]) -> int:
         del arguments[at : at + 2]
     if not arguments or "=" in arguments[0]:
         raise UserError("eval: expected the folder of a run first, as in: nestmem eval RUN ways=5")
-    names = {a.partition("=")[0] for a in arguments[1:]}
-    module = "algos.text_run" if "text" in names else "algos.recall_run" if "lengths" in names else "algos.jobs"
-    result = _checkout(module).evaluate(arguments[0], arguments[1:])
+    other = {"text": "algos.text_run", "lengths": "algos.recall_run", "session": "algos.sessions"}
+    module = next(
+        (module for name, module in other.items() if any(a.startswith(f"{name}=") for a in arguments[1:])), None
+    )
+    result = _checkout(module or "algos.jobs").evaluate(arguments[0], arguments[1:])
     if target:
         try:
             with open(target, "w", encoding="utf-8") as file:
