@@ -1,7 +1,6 @@
 """Streams of tasks end to end: what is recorded, that a run goes on bit for bit, what is refused."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -16,17 +15,13 @@ from algos.trainer import Trainer
 from envs import archives, mnist
 from nestmem.cli import main
 from nestmem.errors import UserError
+from tests.runs import cut, fitted, left
 
 TINY = [
     "experiment=continual_glyphs", "env.tasks=3", "env.classes=3", "trainer.steps=24", "trainer.tasks=9", "algo.buffer=20",
     "encoder.channels=[8,8,8]", "trainer.eval_every=1000", "trainer.checkpoint_every=5", "trainer.keep=100", "trainer.lr=3e-3",
 ]  # fmt: skip
 MEMORY = {"memory": ["memory=nested", "memory.slots=120", "memory.period=9"]}
-
-
-def fitted(run, *changes):
-    config = configure([*TINY, f"run={run}", *changes])
-    return Trainer(config, build.problem(config), resume=(run / "checkpoints").is_dir()).fit()
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +50,17 @@ def test_a_run_records_the_matrix_and_what_follows_from_it(finetuned):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_interrupted_and_resumed_is_uninterrupted(strategy, tmp_path):
     """Goes on from the middle of the second visit, with other strategies' state of that moment gone from memory."""
-    changes = [f"algo.strategy={strategy}", *MEMORY.get(strategy, [])]
-    whole = fitted(tmp_path / "whole", *changes)
-    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    for folder in sorted((run / "checkpoints").glob("step-*"))[2:]:
-        shutil.rmtree(folder)
-    resumed = fitted(run, *changes)
-    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
-    last = "checkpoints/step-00000024/tensors.safetensors"
-    a, b = load_file(tmp_path / "whole" / last), load_file(run / last)
-    assert a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
+    options = [*TINY, f"algo.strategy={strategy}", *MEMORY.get(strategy, [])]
+    fitted(tmp_path / "whole", options)
+    run = cut(tmp_path / "whole", tmp_path / "part", step=10)
+    fitted(run, options)
+    assert left(run) == left(tmp_path / "whole")
 
 
 def test_replay_and_memory_forget_less_than_finetuning(tmp_path):
     more = ["trainer.steps=60", "encoder.channels=[8,16,16]", "algo.buffer=40"]
     lost = {
-        strategy: fitted(tmp_path / strategy, f"algo.strategy={strategy}", *more, *MEMORY.get(strategy, []))
+        strategy: fitted(tmp_path / strategy, [*TINY, f"algo.strategy={strategy}", *more, *MEMORY.get(strategy, [])])
         for strategy in ("finetune", "replay", "memory")
     }
     finetuned = lost["finetune"]["numbers"]["forgetting"]

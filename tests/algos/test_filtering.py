@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from algos import build
 from algos.config import configure
@@ -12,6 +11,7 @@ from algos.timescales import levels
 from algos.trainer import Trainer
 from nestmem.cli import main
 from nestmem.errors import UserError
+from tests.runs import left
 
 SMALL = [
     "experiment=timescales", "algo.encoder=16", "algo.decoder=32", "algo.width=8", "memory.hidden=8",
@@ -24,15 +24,6 @@ def trainer(run, *overrides, resume=False):
     config = configure([*SMALL, f"run={run}", *overrides])
     run.mkdir(exist_ok=True)
     return Trainer(config, build.problem(config), resume)
-
-
-def trace(run):
-    """All that a run leaves behind, except times."""
-    rows = [line for line in (run / "scalars.jsonl").read_text().splitlines() if '"time/' not in line]
-    tensors = load_file(sorted((run / "checkpoints").glob("step-*"))[-1] / "tensors.safetensors")
-    result = json.loads((run / "result.json").read_text())
-    result.pop("seconds")
-    return rows, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}, result
 
 
 @pytest.mark.parametrize(("memory", "restart"), [("nested_leaky", 0), ("lstm", 4)])
@@ -53,7 +44,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, memory, restart)
     again = trainer(tmp_path / "cut", *options, resume=True)
     assert again.step == 3
     again.fit()
-    assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
+    assert left(tmp_path / "cut") == left(tmp_path / "whole")
 
 
 def test_untrained_knows_nothing_and_a_little_training_finds_a(tmp_path):

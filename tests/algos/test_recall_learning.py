@@ -9,6 +9,7 @@ from algos import build
 from algos.config import configure
 from nestmem.cli import main
 from nestmem.errors import UserError
+from tests.runs import Updates, saved_and_loaded
 
 SMALL = ["experiment=mqar", "env.vocabulary=64", "env.steps=24", "env.pairs=2", "memory.hidden=8", "memory.key_size=8",
          "memory.units=4", "algo.width=16", "algo.hidden=16", "trainer.steps=4", "trainer.tasks=4", "trainer.chunk=8",
@@ -24,37 +25,15 @@ GRAMMAR = [
 ]
 
 
-class Run:
-    def __init__(self, *overrides):
-        self.problem = build.problem(configure([*SMALL, *overrides]))
-        self.learner = self.problem.learner
-        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=1e-2)
-
-    def update(self):
-        return self.problem.update(self._optimize)
-
-    def _optimize(self, parts):
-        self.optimizer.zero_grad()
-        (part,) = parts
-        part.loss.backward()
-        self.optimizer.step()
-        return {"loss": float(part.loss.detach())} | {name: float(v) for name, v in part.metrics.items()}
-
-
 @pytest.mark.parametrize("kind", ["mqar", "grammar"])
 def test_saved_and_loaded_goes_on_bit_for_bit(kind):
-    options = GRAMMAR if kind == "grammar" else []
-    whole, half, rest = Run(*options), Run(*options), Run(*options)
-    want = [whole.update() for _ in range(6)]
-    got = [half.update() for _ in range(3)]
-    rest.learner.load_state_dict(half.learner.state_dict())
-    rest.optimizer.load_state_dict(half.optimizer.state_dict())
-    rest.problem.load_state_dict({k: v.clone() for k, v in half.problem.state_dict().items()})
-    assert got + [rest.update() for _ in range(3)] == want
+    config = configure([*SMALL, *(GRAMMAR if kind == "grammar" else [])])
+    want, got, *_ = saved_and_loaded(lambda: Updates(build.problem(config)), 6, 3)
+    assert got == want
 
 
 def test_a_long_stream_is_judged_alike_in_pieces_and_whole():
-    problem = Run().problem
+    problem = build.problem(configure(SMALL))
     whole = problem.right("test", 96, 8)
     problem.piece = 16
     assert problem.right("test", 96, 8) == whole

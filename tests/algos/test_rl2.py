@@ -1,7 +1,6 @@
 """RL^2: the pieces against plain formulas, a run from the command line, resuming bit for bit, and what is refused."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,13 +13,13 @@ from algos import build, ppo
 from algos.agent import Agent, Normalizer
 from algos.config import configure
 from algos.rl2 import regret_by_visit
-from algos.trainer import Trainer
 from envs.bandits import Bandits, Barcodes
 from envs.mdps import MDPs
 from envs.trials import Trials
 from nestmem.cli import main
 from nestmem.errors import UserError
 from nestmem.memory import registry
+from tests.runs import cut, fitted, left
 
 SMALL = [
     "algo.width=16", "trainer.steps=6", "trainer.tasks=32", "trainer.eval_tasks=50", "trainer.test_tasks=60",
@@ -33,11 +32,6 @@ BARCODES = ["experiment=barcode", "memory=eplstm", "env.tasks=2", "env.visits=2"
 def agent(env, memory="lstm", **options):
     torch.manual_seed(0)
     return Agent(env, lambda fields: registry.build(memory, fields.width, fields, **options), width=16)
-
-
-def fitted(run, options):
-    config = configure([*options, f"run={run}"])
-    return Trainer(config, build.problem(config), resume=(run / "checkpoints").is_dir()).fit()
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +56,10 @@ def test_a_run_from_the_command_line(trained):
 
 @pytest.mark.parametrize("options", [TINY, BARCODES], ids=["bandits", "barcodes"])
 def test_interrupted_and_resumed_is_uninterrupted(options, tmp_path):
-    whole = fitted(tmp_path / "whole", options)
-    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    for folder in sorted((run / "checkpoints").glob("step-*"))[1:]:
-        shutil.rmtree(folder)
-    resumed = fitted(run, options)
-    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
-    last = "checkpoints/step-00000006/tensors.safetensors"
-    a, b = load_file(tmp_path / "whole" / last), load_file(run / last)
-    assert a.keys() == b.keys() and all(a[k].numpy().tobytes() == b[k].numpy().tobytes() for k in a)
+    fitted(tmp_path / "whole", options)
+    run = cut(tmp_path / "whole", tmp_path / "part", step=2)
+    fitted(run, options)
+    assert left(run) == left(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("clear", ["task", "episode"])

@@ -16,6 +16,8 @@ from nestmem.memory.base import state_to_dict
 from nestmem.store import Store
 from tests.algos.test_visits import SMALL
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 def tensors(state):
     return state_to_dict(state).values()

@@ -23,6 +23,7 @@ from nestmem import build, detach
 from nestmem.cli import main
 from nestmem.errors import UserError
 from nestmem.probes import Undefined
+from tests.runs import Updates, saved_and_loaded
 
 SMALL = ["experiment=tales", "memory=nested_fed", "memory.hidden=6", "memory.key_size=4", "memory.units=4", "algo.width=8",
          "algo.hidden=8", "algo.adapt=true", "algo.chunk=8", "algo.consolidate=0.1", "env.steps=16", "env.longest=40",
@@ -50,33 +51,10 @@ def texts(*sizes):
 LENGTHS = torch.ones(256, dtype=torch.long)
 
 
-class Run:
-    def __init__(self, *overrides):
-        config = configure([*SMALL, *overrides])
-        self.problem = build_from.problem(config)
-        self.learner = self.problem.learner
-        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=1e-2)
-
-    def update(self):
-        return self.problem.update(self._optimize)
-
-    def _optimize(self, parts):
-        self.optimizer.zero_grad()
-        (part,) = parts
-        part.loss.backward()
-        self.optimizer.step()
-        return {name: float(v) for name, v in part.metrics.items()}
-
-
-@pytest.mark.parametrize("cut", [3, 8])
-def test_saved_and_loaded_goes_on_bit_for_bit(cut):
-    whole, half, rest = Run(*DRIFT), Run(*DRIFT), Run(*DRIFT)
-    want = [whole.update() for _ in range(12)]
-    got = [half.update() for _ in range(cut)]
-    rest.learner.load_state_dict(half.learner.state_dict())
-    rest.optimizer.load_state_dict(half.optimizer.state_dict())
-    rest.problem.load_state_dict({k: v.clone() for k, v in half.problem.state_dict().items()})
-    got += [rest.update() for _ in range(12 - cut)]
+@pytest.mark.parametrize("after", [3, 8])
+def test_saved_and_loaded_goes_on_bit_for_bit(after):
+    config = configure([*SMALL, *DRIFT])
+    want, got, whole, rest = saved_and_loaded(lambda: Updates(build_from.problem(config)), 12, after)
     assert got == want
     assert torch.equal(rest.problem.phases.rows, whole.problem.phases.rows) and len(whole.problem.phases.rows) == 3
 
@@ -273,8 +251,7 @@ def test_what_cannot_be_is_refused_before_any_work(override, says, capsys, tmp_p
     assert says in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_byte_pairs_and_hmt_train_from_the_command_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("NESTMEM_CACHE", str(tmp_path / "cache"))
+def test_byte_pairs_and_hmt_train_from_the_command_line(tmp_path, cache):
     hmt = [
         "memory=window",
         "memory.window=8",
@@ -295,10 +272,10 @@ def test_held_pieces_of_one_group_are_in_step():
 
 
 def test_a_second_vocabulary_is_noticed(tmp_path):
-    run = Run()
-    state = run.problem.state_dict() | {"vocabulary": torch.ones(3, dtype=torch.uint8)}
+    problem = build_from.problem(configure(SMALL))
+    state = problem.state_dict() | {"vocabulary": torch.ones(3, dtype=torch.uint8)}
     with pytest.raises(UserError, match="the texts have changed"):
-        run.problem.load_state_dict(state)
+        problem.load_state_dict(state)
 
 
 def test_states_can_be_detached():

@@ -16,6 +16,9 @@ from benchmarks import drift
 from envs.bindings import Bindings
 from nestmem import build
 from nestmem.cli import main
+from tests.runs import Updates, cut, fitted, left, saved_and_loaded
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 OPTIONS = OmegaConf.create({"tasks": 3, "amp": False, "eval_tasks": 4, "test_tasks": 4})
 SMALL = ["experiment=recurring", "env.images=glyphs", "env.encoder_steps=2", "encoder.channels=[4,8]", "env.visits=8",
@@ -23,8 +26,8 @@ SMALL = ["experiment=recurring", "env.images=glyphs", "env.encoder_steps=2", "en
          "trainer.threads=1", "trainer.eval_tasks=2", "trainer.test_tasks=3", "trainer.eval_every=6"]  # fmt: skip
 
 
-class Run:
-    """A problem on streams of random classes (each drawn always the same way) with its optimizer."""
+class Run(Updates):
+    """Streams of random classes, each drawn always the same way."""
 
     def __init__(self, visits=8):
         torch.manual_seed(0)
@@ -35,30 +38,14 @@ class Run:
         }
         fields = streams["train"].fields
         options = {"hidden": 4, "reset_every": 9, "slots": 8, "key_bits": 8, "slow": "product", "period": 9}
-        self.learner = VisitLearner(build("nested", fields.width, fields, **options), fields)
-        self.problem = VisitProblem(self.learner, streams, OPTIONS, 1 / 3, torch.device("cpu"))
-        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=1e-2)
-
-    def update(self):
-        return self.problem.update(self._optimize)
-
-    def _optimize(self, parts):
-        self.optimizer.zero_grad()
-        (part,) = parts
-        part.loss.backward()
-        self.optimizer.step()
-        return {name: float(v) for name, v in part.metrics.items()}
+        learner = VisitLearner(build("nested", fields.width, fields, **options), fields)
+        super().__init__(VisitProblem(learner, streams, OPTIONS, 1 / 3, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("cut", [3, 8, 11])
-def test_saved_and_loaded_goes_on_bit_for_bit(cut):
-    whole, half, rest = Run(), Run(), Run()
-    want = [whole.update() for _ in range(14)]
-    got = [half.update() for _ in range(cut)]
-    rest.learner.load_state_dict(half.learner.state_dict())
-    rest.optimizer.load_state_dict(half.optimizer.state_dict())
-    rest.problem.load_state_dict({k: v.clone() for k, v in half.problem.state_dict().items()})
-    assert got + [rest.update() for _ in range(14 - cut)] == want
+@pytest.mark.parametrize("after", [3, 8, 11])
+def test_saved_and_loaded_goes_on_bit_for_bit(after):
+    want, got, *_ = saved_and_loaded(Run, 14, after)
+    assert got == want
 
 
 def test_a_state_is_carried_over_the_visits_of_a_stream_and_no_further():
@@ -127,25 +114,15 @@ def test_forgetting_is_the_best_round_minus_the_last_first_guesses():
     assert (found["learned"], found["final"], found["forgetting"]) == (100.0, 50.0, 50.0)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("NESTMEM_CACHE", str(tmp_path_factory.getbasetemp() / "embeddings"))
-
-
 def test_trains_and_resumes_from_the_command_line(tmp_path, capsys):
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    whole = tmp_path / "whole"
     assert main(["train", *SMALL, "trainer.steps=12", "trainer.checkpoint_every=6", f"run={whole}"]) == 0
     result = json.loads((whole / "result.json").read_text())
     assert {"new0", "new1", "ret0", "gap/5-8", "floor: chance"} <= set(result["numbers"])
     assert {"first-visit", "return"} <= set(result["lines"]) and (whole / "report" / "first-visit.png").exists()
-    assert main(["train", *SMALL, "trainer.steps=12", "trainer.checkpoint_every=6", f"run={run}"]) == 0
-    (run / "result.json").unlink()
-    for newer in (run / "checkpoints").glob("step-00000012"):
-        for file in newer.iterdir():
-            file.unlink()
-        newer.rmdir()
-    assert main(["train", f"resume={run}"]) == 0
-    assert json.loads((run / "result.json").read_text())["numbers"] == result["numbers"]
+    run = cut(whole, tmp_path / "part", step=6)
+    fitted(run, [*SMALL, "trainer.steps=12", "trainer.checkpoint_every=6"])
+    assert left(run) == left(whole)
     assert main(["eval", str(run), "ways=2"]) == 2
     assert "not a few-shot run" in capsys.readouterr().err
 
