@@ -17,155 +17,24 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, or_, select
 from torch import Tensor
 
 from nestmem.durable import sync
 from nestmem.store import points
+from nestmem.store.block import FACTS, TEXTS, Block, Rows, prepared
 from nestmem.store.engine import chunks, last_commit
 from nestmem.store.model import Space
-from nestmem.store.rows import Filter, unpack, visible
+from nestmem.store.prepared import Prepared
+from nestmem.store.rows import unpack, visible
 from nestmem.store.schema import hidden, item, journal, vector
-
-Array = np.ndarray[Any, Any]
-WASTE = 0.25  # share of dead rows at which a block is packed
-TEXTS = ("kind", "root", "writer", "run")
-FACTS: dict[str, Any] = {
-    **dict.fromkeys(TEXTS, np.int32),
-    **dict.fromkeys(("level", "taint", "pinned"), np.int16),
-    **dict.fromkeys(("trust", "begin", "end"), np.float64),
-}  # what a filter may ask of an item and never changes
-DIGITS = 6  # scores are rounded, so that the order does not depend on how a product was split up
-
-
-class Rows(NamedTuple):
-    """Vectors with what is known of their items: `facts` are columns by name, texts or numbers."""
-
-    seqs: Array  # [N]
-    ids: Array  # [N]
-    facts: dict[str, Array]  # each [N]
-    matrix: Tensor  # [N, D] prepared
-
-
-class Block:
-    """The vectors of one namespace in one space. Rows are appended; a dead row stays until the block is packed.
-
-    Texts among the facts are numbers, given by `words`, so that a filter is a few comparisons of whole columns.
-    """
-
-    def __init__(self, space: Space, stamp: tuple[int, str]):
-        self.space, self.stamp = space, stamp
-        self.seqs: Array = np.empty(0, dtype=np.int64)
-        self.ids: Array = np.empty(0, dtype="S32")
-        self.facts: dict[str, Array] = {name: np.empty(0, dtype=kind) for name, kind in FACTS.items()}
-        self.words: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
-        self._rows = torch.empty(0, space.dim)  # [N or more, D]
-        self.alive = np.ones(0, dtype=bool)
-
-    def __len__(self) -> int:
-        return int(self.alive.sum())
-
-    @property
-    def matrix(self) -> Tensor:
-        return self._rows[: len(self.seqs)]
-
-    def replace(self, gone: Array, new: Rows) -> None:
-        """Drop rows by seq, then append."""
-        if len(gone):
-            self.alive &= ~np.isin(self.seqs, gone)
-        if self.alive.sum() < (1 - WASTE) * len(self.alive):
-            self._rows = self._rows[: len(self.seqs)][torch.from_numpy(self.alive)]
-            self.seqs, self.ids = self.seqs[self.alive], self.ids[self.alive]
-            self.facts = {name: column[self.alive] for name, column in self.facts.items()}
-            self.alive = self.alive[self.alive]
-        start, stop = len(self.seqs), len(self.seqs) + len(new.seqs)
-        if stop > len(self._rows):  # doubling, so that appending stays cheap
-            room = stop if not start else max(stop, 64) + start
-            grown = new.matrix.new_empty(room, self.space.dim)
-            grown[:start] = self.matrix
-            self._rows = grown
-        self._rows[start:stop] = new.matrix
-        self.seqs, self.ids = np.concatenate([self.seqs, new.seqs]), np.concatenate([self.ids, new.ids])
-        for name, column in new.facts.items():
-            if name in TEXTS and column.dtype.kind != "i":
-                known = self.words[name]
-                column = np.array([known.setdefault(text, len(known)) for text in column], dtype=np.int32)
-            self.facts[name] = np.concatenate([self.facts[name], column])
-        self.alive = np.concatenate([self.alive, np.ones(len(new.seqs), dtype=bool)])
-
-    def chosen(self, where: Filter) -> Array:
-        """Which rows [N] meet a filter of which everything is known here (`Filter.lasting`)."""
-        mask = self.alive.copy()
-        for name, values in (
-            ("kind", where.kinds),
-            ("root", where.roots),
-            ("writer", where.writers),
-            ("run", where.runs),
-        ):
-            if values is not None:
-                mask &= _any_of(self.facts[name], [self.words[name].get(value, -1) for value in values])
-        if where.levels is not None:
-            mask &= _any_of(self.facts["level"], where.levels)
-        if where.ids is not None:
-            mask &= np.isin(self.ids, np.array([ident.encode() for ident in where.ids], dtype="S32"))
-        if where.min_trust > 0:
-            mask &= self.facts["trust"] >= where.min_trust
-        for name, value in (("taint", where.tainted), ("pinned", where.pinned)):
-            if value is not None:
-                mask &= self.facts[name] == int(value)
-        if where.event_between is not None:
-            mask &= (self.facts["begin"] <= where.event_between[1]) & (self.facts["end"] >= where.event_between[0])
-        return mask
-
-    def best(self, query: Tensor, limit: int, mask: Array) -> list[tuple[int, str, float]]:
-        """The `limit` rows of `mask` nearest to `query` [D] as (seq, id, similarity), ties by id."""
-        rows = np.flatnonzero(mask)
-        if not len(rows) or limit < 1:
-            return []
-        dense = len(rows) > 0.5 * len(mask)  # scoring everything beats gathering rows
-        matrix = self.matrix if dense else self.matrix[torch.from_numpy(rows)]
-        scores = similarity(matrix, query, self.space.metric).numpy()
-        scores = np.round(scores[rows] if dense else scores, DIGITS)
-        return top(scores, self.seqs[rows], self.ids[rows], limit)
-
-
-def _any_of(column: Array, values: Sequence[int]) -> Array:
-    if len(values) == 1:
-        return np.asarray(column == values[0])
-    return np.isin(column, np.asarray(list(values), dtype=column.dtype))
-
-
-def top(scores: Array, seqs: Array, ids: Array, limit: int) -> list[tuple[int, str, float]]:
-    """The highest scores, ties by id, in full order."""
-    if len(scores) > limit:
-        kept = np.flatnonzero(scores >= -np.partition(-scores, limit - 1)[limit - 1])  # all that tie with the last
-    else:
-        kept = np.arange(len(scores))
-    order = kept[np.lexsort((ids[kept], -scores[kept]))][:limit]
-    return [(int(seqs[i]), ids[i].decode(), float(scores[i])) for i in order]
-
-
-def prepared(matrix: Tensor, metric: str) -> Tensor:
-    """Rows as the scan wants them: for cosine of length one."""
-    return torch.nn.functional.normalize(matrix, dim=-1) if metric == "cosine" else matrix
-
-
-def similarity(matrix: Tensor, query: Tensor, metric: str) -> Tensor:
-    """Of prepared rows [N, D] to a query [D]: cosine, dot product, or minus the distance. Higher is nearer."""
-    scores: Tensor
-    if metric == "l2":
-        scores = -torch.linalg.vector_norm(matrix - query, dim=-1)
-    else:
-        scores = matrix @ prepared(query, metric)
-    return scores
 
 
 def load(conn: Connection, space: int, of: Space, where: ColumnElement[bool]) -> Rows:
@@ -295,11 +164,14 @@ class VectorCache:
                 path.unlink(missing_ok=True)
 
 
+_hash = Prepared(select(journal.c.hash).where(journal.c.generation == bindparam("generation")))
+
+
 def known(conn: Connection, stamp: tuple[int, str]) -> bool:
     """Whether this database has the past that a block was built from."""
     if stamp[0] == 0:
         return stamp[1] == ""
-    return conn.execute(select(journal.c.hash).where(journal.c.generation == stamp[0])).scalar() == stamp[1]
+    return [row[0] for row in _hash(conn, generation=stamp[0])] == [stamp[1]]
 
 
 def describe(of: Space) -> str:

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from sqlalchemy import and_, func, select
 from torch import Tensor
 
-from nestmem.store.cache import DIGITS, load, similarity, top
+from nestmem.store.block import DIGITS, prepared, similarity, top
+from nestmem.store.cache import load
 from nestmem.store.rows import Filter, check_vector, need_space, spaces, visible
 from nestmem.store.schema import item
 from nestmem.store.shards import Source
@@ -58,10 +59,11 @@ def dense(source: Source, scope: Scope, vector: Tensor, space: str, depth: int) 
             block = cache.block(conn, scope.namespace, row, of)
             if scope.where.lasting:
                 return block.best(query, depth, block.chosen(scope.where))
-            among = conn.execute(select(item.c.seq).where(scope.clause)).scalars().all()
-            return block.best(query, depth, block.alive & np.isin(block.seqs, np.array(among, dtype=np.int64)))
+            return block.best(
+                query, depth, block.among(conn.execute(select(item.c.seq).where(scope.clause)).scalars().all())
+            )
     seqs, ids, _, matrix = load(conn, row, of, scope.clause)
-    scores = np.round(similarity(matrix, query, of.metric).numpy(), DIGITS)
+    scores = np.round(similarity(matrix, prepared(query, of.metric), of.metric).numpy(), DIGITS)
     return top(scores, seqs, ids, depth)
 
 

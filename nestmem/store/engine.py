@@ -22,9 +22,11 @@ from torch import Tensor
 from nestmem.store import points
 from nestmem.store.errors import StoreError
 from nestmem.store.model import Space, dumps
+from nestmem.store.prepared import Prepared
 from nestmem.store.schema import item, journal
 
-LAST = select(journal.c.generation, journal.c.hash).order_by(journal.c.generation.desc()).limit(1)
+_last = Prepared(select(journal.c.generation, journal.c.hash).order_by(journal.c.generation.desc()).limit(1))
+_entry = Prepared(insert(journal), [column.name for column in journal.c])
 
 
 @dataclass
@@ -51,8 +53,9 @@ class Transaction:
 
 def last_commit(conn: Connection) -> tuple[int, str]:
     """The current generation and the hash that stamps it; (0, "") for a new store."""
-    row = conn.execute(LAST).first()
-    return (0, "") if row is None else (row.generation, row.hash)
+    for generation, stamp in _last(conn):
+        return generation, stamp
+    return 0, ""
 
 
 def chain(before: str, *entry: object) -> str:
@@ -161,7 +164,7 @@ class Engine:
                     payload = hashlib.sha256(dumps(sorted(change.ids)).encode()).hexdigest()
                     entry = (change.generation, op, self.actor, len(change.ids), float(change.now), payload)
                     columns = ("generation", "op", "actor", "ids", "recorded_at", "payload")
-                    conn.execute(insert(journal).values(**dict(zip(columns, entry)), hash=chain(stamp, *entry)))
+                    _entry(conn, **dict(zip(columns, entry)), hash=chain(stamp, *entry))
                 else:
                     change.generation = before
                 points.reach(f"{op}:written")

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 from torch import Tensor
 
-from nestmem.store.cache import DIGITS
+from nestmem.store.block import DIGITS
 from nestmem.store.engine import Engine
 from nestmem.store.errors import StoreError
 from nestmem.store.lexicon import Lexicon, scores

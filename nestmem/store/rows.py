@@ -6,23 +6,26 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 import torch
-from sqlalchemy import Connection, and_, exists, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, exists, func, or_, select
 from torch import Tensor
 
 from nestmem.store.errors import StoreError
 from nestmem.store.model import KINDS as KNOWN_KINDS
 from nestmem.store.model import STATES as KNOWN_STATES
 from nestmem.store.model import Dynamics, Item, Space, check_level, check_number, check_one_of, check_text, dumps
+from nestmem.store.prepared import Prepared
 from nestmem.store.schema import dynamics, hidden, item, space
 
 FIELDS = tuple(f.name for f in fields(Item))
 COLUMNS = tuple(item.c[name] for name in FIELDS)
 IN_TIME = (func.coalesce(item.c.event_from, item.c.recorded_at), func.coalesce(item.c.start, 0), item.c.seq)
+DIGEST, FLAGS = FIELDS.index("digest"), tuple(FIELDS.index(name) for name in ("pinned", "prior", "taint"))
 LASTING = tuple(n for n in FIELDS if n not in ("event_closed", "superseded_at", "died", "ended"))  # what never changes
 
 
@@ -74,6 +77,11 @@ class Filter:
     def lasting(self) -> bool:
         """Whether it asks only for what never changes in an item, which the vector cache knows by itself."""
         return self.states is None and self.valid_at is None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for filters that ask the same."""
+        return tuple(v if v is None or isinstance(v, int | float) else tuple(v) for v in vars(self).values())
 
     def at_levels(self, levels: Sequence[int]) -> Filter:
         """The same at these levels alone."""
@@ -129,14 +137,13 @@ def visible(at: int | None, valid_at: float | None = None) -> sa.ColumnElement[b
     return and_(known, or_(alive(item, at), item.c.event_closed.is_not(None)), held, there)
 
 
-def to_item(row: Any) -> Item:
-    """A row with the columns of an item (`COLUMNS`) as one."""
-    values: dict[str, Any] = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's public name for it)
-    values = {name: values[name] for name in FIELDS}
-    values["digest"] = None if values["digest"] is None else json.loads(values["digest"])
-    for name in ("pinned", "prior", "taint"):
-        values[name] = bool(values[name])
-    return Item(**values)
+def to_item(row: Sequence[Any]) -> Item:
+    """A row that begins with `COLUMNS` as an item."""
+    values = list(row[: len(FIELDS)])
+    values[DIGEST] = None if values[DIGEST] is None else json.loads(values[DIGEST])
+    for place in FLAGS:
+        values[place] = bool(values[place])
+    return Item(*values)
 
 
 def in_time(each: Item) -> tuple[float, int]:
@@ -155,10 +162,22 @@ def get_items(
     """Items by id, visible at `at` (or whatever has become of them). Ids that are not there are left out."""
     found: dict[str, Item] = {}
     for start in range(0, len(ids), 500):
-        some = item.c.id.in_(list(ids[start : start + 500]))
-        where = some if any_state else and_(some, visible(at))
-        found |= {row.id: to_item(row) for row in conn.execute(select(*COLUMNS).where(where))}
+        piece = list(ids[start : start + 500])
+        if any_state:
+            rows = _by_id(len(piece))(conn, **dict(zip(_names(len(piece)), piece)))
+        else:
+            rows = conn.execute(select(*COLUMNS).where(item.c.id.in_(piece), visible(at))).all()
+        found |= {row[0]: to_item(row) for row in rows}
     return found
+
+
+@lru_cache(64)
+def _by_id(many: int) -> Prepared:
+    return Prepared(select(*COLUMNS).where(item.c.id.in_([bindparam(name) for name in _names(many)])))
+
+
+def _names(many: int) -> list[str]:
+    return [f"id{n}" for n in range(many)]
 
 
 def need_items(
@@ -189,11 +208,12 @@ def get_dynamics(conn: Connection, seqs: Sequence[int]) -> dict[int, Dynamics]:
     return found
 
 
+_spaces = Prepared(select(space.c.seq, space.c.name, space.c.dim, space.c.metric, space.c.encoder))
+
+
 def spaces(conn: Connection) -> dict[str, tuple[int, Space]]:
     """All spaces by name, with their row numbers."""
-    return {
-        row.name: (row.seq, Space(row.name, row.dim, row.metric, row.encoder)) for row in conn.execute(select(space))
-    }
+    return {name: (seq, Space(name, *about)) for seq, name, *about in _spaces(conn)}
 
 
 def need_space(known: Mapping[str, tuple[int, Space]], name: str) -> tuple[int, Space]:
@@ -212,9 +232,9 @@ def check_vector(value: Tensor, of: Space) -> Tensor:
     if given.is_complex():
         raise ValueError(f"vector: expected real numbers in space {of.name!r}, got {given.dtype}")
     given = given.to("cpu", torch.float32).contiguous()
-    if not bool(given.isfinite().all()):
+    if not np.isfinite(given.numpy()).all():
         raise ValueError(f"vector: expected finite numbers in space {of.name!r}, got nan or inf")
-    if of.metric == "cosine" and not bool(given.any()):
+    if of.metric == "cosine" and not given.numpy().any():
         raise ValueError(f"vector: expected a direction in space {of.name!r} (cosine), got zeros")
     return given
 

@@ -161,7 +161,7 @@ def first_of_each_text(
     kept: list[str] = []
     items: dict[str, Item] = {}
     seen: set[str] = set()
-    for piece in chunks(order, min(500, max(16, limit))):
+    for piece in [order[:limit], *chunks(order[limit:])]:
         for source in sources:
             items |= get_items(source.conn, piece, any_state=True)
         for ident in piece:

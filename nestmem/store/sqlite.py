@@ -24,6 +24,7 @@ from nestmem.durable import sync
 from nestmem.store.engine import Engine
 from nestmem.store.errors import StoreError
 from nestmem.store.locks import FileLock, WriterLock
+from nestmem.store.prepared import driver
 from nestmem.store.schema import SCHEMA_VERSION, item, meta, metadata
 
 WORDS = "CREATE VIRTUAL TABLE words USING fts5(text, content='item', content_rowid='seq', tokenize='unicode61')"
@@ -115,6 +116,7 @@ class SQLite(Engine):
                 "secure_delete=ON",
                 "cell_size_check=ON",
                 "temp_store=MEMORY",
+                "cache_size=-32768",  # KiB, as far as they are used
             ]
             for setting in settings + ([] if self.read_only else ["journal_mode=WAL"]):
                 raw.execute(f"PRAGMA {setting}")
@@ -125,7 +127,7 @@ class SQLite(Engine):
         @event.listens_for(pool, "begin")
         def begin(conn: Connection) -> None:
             # The driver would begin late and never for reads; a writer takes the lock at once, not half-way.
-            conn.exec_driver_sql("BEGIN IMMEDIATE" if conn.get_execution_options().get("write") else "BEGIN")
+            driver(conn).execute("BEGIN IMMEDIATE" if conn.get_execution_options().get("write") else "BEGIN")
 
         return pool
 
@@ -193,7 +195,7 @@ class SQLite(Engine):
 
     def index_words(self, conn: Connection, rows: Sequence[tuple[int, str]]) -> None:
         if rows:
-            conn.exec_driver_sql("INSERT INTO words(rowid, text) VALUES (?, ?)", list(rows))
+            driver(conn).executemany("INSERT INTO words(rowid, text) VALUES (?, ?)", rows)
 
     def unindex_words(self, conn: Connection, rows: Sequence[tuple[int, str]]) -> None:
         if rows:

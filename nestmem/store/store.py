@@ -437,7 +437,9 @@ def split_url(
 def _new(text: str | New, fields: Mapping[str, Any]) -> New:
     if unknown := set(fields) - set(New.__dataclass_fields__):
         raise ValueError(f"put: no field {min(unknown)!r}; known: {', '.join(New.__dataclass_fields__)}")
-    return replace(text, **fields) if isinstance(text, New) else New(text, **fields)
+    if isinstance(text, New):
+        return replace(text, **fields) if fields else text
+    return New(text, **fields)
 
 
 def _ids(ids: Sequence[str] | str) -> tuple[str, ...]:

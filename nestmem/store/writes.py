@@ -5,11 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 import torch
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
 from nestmem.store.errors import StoreError
@@ -26,8 +27,10 @@ from nestmem.store.model import (
     dumps,
     make_id,
 )
+from nestmem.store.prepared import Prepared
 from nestmem.store.rows import (
     COLUMNS,
+    LASTING,
     check_vector,
     checksum,
     get_items,
@@ -88,8 +91,7 @@ def put(engine: Engine, change: Transaction, news: Sequence[New], ids: Sequence[
         found.append(ident)
         held[new.namespace or "", new.key or ""] = Held(ident, 0, content_hash(new.text), new.level, version, new.root)
     add(engine, change, rows)
-    if more:
-        change.conn.execute(insert(vector), more)
+    _new_vector.each(change.conn, more)
     return found
 
 
@@ -100,15 +102,19 @@ def add(engine: Engine, change: Transaction, rows: Sequence[Row]) -> None:
     conn = change.conn
     parents = need_items(change.everywhere, list({p for row in rows for p in row.new.parents}), "parents")
     values = [_item_row(change, row, [parents[p] for p in row.new.parents]) for row in rows]
-    seqs = {r.id: r.seq for r in conn.execute(insert(item).returning(item.c.id, item.c.seq), values)}
+    seqs = {row[0]: row[1] for row in _new_item.each(conn, values)}
     vectors = [_vector_row(seqs[row.id], s, change.generation, b) for row in rows for s, b in row.blobs.items()]
-    if vectors:
-        conn.execute(insert(vector), vectors)
+    _new_vector.each(conn, vectors)
     engine.index_words(conn, [(seqs[row.id], row.new.text) for row in rows])
     change.changed(row.id for row in rows)
     for row in rows:
         for parent in dict.fromkeys(row.new.parents):
             tie(change, (row.id, row.new.level), (parent, parents[parent].level), "derived_from")
+
+
+ITEM = (*LASTING, "checksum")
+_new_item = Prepared(insert(item).returning(item.c.id, item.c.seq), ITEM)
+_new_vector = Prepared(insert(vector), [column.name for column in vector.c])
 
 
 def _new_id(change: Transaction, new: New, version: int) -> str:
@@ -142,23 +148,20 @@ def prepare(new: New, known: Mapping[str, tuple[int, Space]]) -> tuple[New, dict
 def keys(conn: Connection, news: Sequence[New]) -> dict[tuple[str, str], Held]:
     """What is held under the keys of `news`, forgotten items included, by (namespace, key)."""
     found: dict[tuple[str, str], Held] = {}
-    columns = (
-        item.c.id,
-        item.c.seq,
-        item.c.key,
-        item.c.content_hash,
-        item.c.level,
-        item.c.version,
-        item.c.died,
-        item.c.root,
-    )
     for namespace in {new.namespace or "" for new in news}:
         for piece in chunks([new.key for new in news if new.namespace == namespace]):
-            where = and_(item.c.namespace == namespace, item.c.key.in_(piece))
-            for row in conn.execute(select(*columns).where(where).order_by(item.c.version)):
-                ident = row.id if row.died is None else None
-                found[namespace, row.key] = Held(ident, row.seq, row.content_hash, row.level, row.version, row.root)
+            given = {f"key{n}": key for n, key in enumerate(piece)}
+            for key, died, ident, *about in _under(len(piece))(conn, namespace=namespace, **given):
+                found[namespace, key] = Held(ident if died is None else None, *about)
     return found
+
+
+@lru_cache(64)
+def _under(many: int) -> Prepared:
+    c = item.c
+    keys = c.key.in_([bindparam(f"key{n}") for n in range(many)])
+    held = select(c.key, c.died, c.id, c.seq, c.content_hash, c.level, c.version, c.root)
+    return Prepared(held.where(c.namespace == bindparam("namespace"), keys).order_by(c.version))
 
 
 def _same(engine: Engine, change: Transaction, there: Held, new: New) -> None:
