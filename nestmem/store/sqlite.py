@@ -188,6 +188,8 @@ class SQLite(Engine):
         except (DBAPIError, sqlite3.Error) as error:
             cause = getattr(error, "orig", None) or error
             raise StoreError(f"{self.name}: {sentence(str(cause), self.timeout)}") from error
+        except UnicodeDecodeError as error:  # in what SQLite says of a damaged schema
+            raise StoreError(f"{self.name}: {sentence('malformed', self.timeout)}") from error
         except OSError as error:
             raise StoreError(f"{self.name}: {error.strerror or error}") from error
 

@@ -5,7 +5,7 @@ touches the rest.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, or_, select
@@ -40,10 +40,18 @@ def verify(shards: Shards) -> Report:
         rows = sum(count(conn, table) for conn in conns for table in (*TALLY, journal, space, member))
         for source in sources:
             for check in (_journal, _items, _vectors, _words, _erased, _counters):
-                problems += check(source.conn, source.engine)
+                problems += _read(check, source.conn, source.engine)
         for across in (_ties, _grounds, _places):
-            problems += across(conns, shards)
+            problems += _read(across, conns, shards)
     return Report(tuple(problems), rows)
+
+
+def _read(check: Callable[..., list[str]], *where: object) -> list[str]:
+    """What a check finds. In a damaged file a column may hold what it never should: bytes for text, a text for a number."""
+    try:
+        return check(*where)
+    except (TypeError, ValueError, AttributeError) as error:
+        return [f"{check.__name__.strip('_')}: a row is not of its kind ({error})"]
 
 
 def repair(shards: Shards) -> list[str]:

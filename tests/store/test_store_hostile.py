@@ -200,6 +200,45 @@ def test_flipped_bits_are_noticed_or_harmless(store, place, vectors):
 
 
 @ON_SQLITE
+@pytest.mark.parametrize("where", [b"CREATE TABLE item", b"CREATE TABLE meta", b"CREATE TABLE journal"])
+def test_a_damaged_schema_is_noticed(store, place, where):
+    """The top bit of a letter: no longer UTF-8, and SQLite quotes it when it complains."""
+    store.put("before")
+    expected = {i.id: i.text for i in store.items()}
+    place.close()
+    data = place.url.read_bytes()
+    for offset in range(7, 17):
+        harmed = bytearray(data)
+        harmed[data.find(where) + offset] ^= 0x80
+        place.url.write_bytes(harmed)
+        assert _sound(place.url, place.clock, expected) == "noticed"
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("item", "source = x'ff00'"),
+        ("item", "text = CAST(text AS BLOB)"),
+        ("item", "born = 'soon'"),
+        ("journal", "payload = x'00'"),
+        ("journal", "actor = CAST('me' AS BLOB)"),
+        ("embedding", "blob = 'no bytes'"),
+        ("embedding", "checksum = 'x'"),
+    ],
+)
+def test_a_column_of_another_kind_is_noticed(store, place, table, change):
+    """What a flipped bit in the header of a row does: SQLite takes any kind of value in any column."""
+    store.put("before", vectors={"w": torch.ones(8)})
+    expected = {i.id: i.text for i in store.items()}
+    place.close()
+    with sqlite3.connect(place.url) as raw:
+        raw.execute(f"UPDATE {table} SET {change}")
+    raw.close()
+    assert _sound(place.url, place.clock, expected) == "noticed"
+
+
+@ON_SQLITE
 def test_a_locked_database_says_so_and_goes_on_later(place):
     store = place.open(timeout=0.2)
     store.put("before")
