@@ -170,10 +170,6 @@ SECTIONS = {
         "forgetting-text", "recurrence-savings-text", *(f"drift-books-after-{i}" for i in (1, 2, 3)),
         "text-tokens-per-s", "text-flatness",
     ],
-    "text-recall": [
-        "mqar-1x", "mqar-16x", "needle-1x", "needle-16x",
-        *(f"babilong-qa{task}-{n}" for task in (1, 2, 3) for n in (128, 512, 2048, 8192, 32768, 131072, 1048576)),
-    ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "ml1": [
         *(f"ml1-{part}" for part in ("reach-any", "reach-final", "reach-adaptation", "evaluators")),
@@ -211,6 +207,11 @@ WIDE["recurring-alphabets"] = [
     *(f"alphabets-{name}" for name in ("first-visit", "return", "learned", "final")),
     "forgetting-omniglot-alphabets",
 ]
+WIDE["text-recall"] = [f"{kind}-{times}x" for kind in ("mqar", "needle") for times in (1, 16)]
+WIDE |= {
+    f"babilong-{task}": [f"babilong-qa{task}-{n}" for n in (128, 512, 2048, 8192, 32768, 131072, 1048576)]
+    for task in (1, 2, 3)
+}
 RECURRENCE = ["new0", "new1", *(f"gap-{gap}" for gap in ("5-8", "9-13", "14-20", "21-30", "31+"))]
 WIDE |= {f"recurring-{s}": [f"recurrence-{name}-{s}" for name in RECURRENCE] for s in ("bindings", "rules")}
 

@@ -63,6 +63,7 @@ STORIES = {
         "HMT, segments of 64 words",
     ),
 }
+TWICE = ["algo.layers=2"]  # to find out who has a thing, and where that one is
 FAR = {32_768: 96, 131_072: 48, 1_048_576: 8}  # words, streams of so many
 FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
 PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
@@ -85,7 +86,8 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
     },
 } | {
     f"babilong{task}": {
-        name: (["experiment=babilong", f"env.task={task}", *o], title) for name, (o, title) in STORIES.items()
+        name: (["experiment=babilong", f"env.task={task}", *([] if task == 1 else TWICE), *o], title)
+        for name, (o, title) in STORIES.items()
     }
     for task in (1, 2, 3)
 }  # fmt: skip

@@ -5,7 +5,7 @@ sentences that follow one another in a book, from a random one on; the last sent
 length. Ours is in words, not in a language model's tokens: a closed vocabulary of bAbI's words and the commonest words of
 the books; every other word is one token. Tested on bAbI's own test stories (en, 1,000 questions for each task); learned
 from stories of our own making in the same words, since 1,000 are few to learn a language from. Those keep all their questions,
-each with its answer asked for where it stands.
+each with its answer asked for where it stands, and ask those of the easier tasks too.
     qa1  where is a person?   qa2  where is a thing?   qa3  where was a thing before it was in some place?
 Legend: B rows, T words, F facts.
 """
@@ -108,9 +108,12 @@ def made(task: int, chance: random.Random, facts: int = 10) -> Story:
         for thing, who in holder.items():
             if who in known and (not lies[thing] or lies[thing][-1] != at[who]):
                 lies[thing].append(at[who])
-        if (count % 2 or count == facts - 1) and (question := _question(task, chance, at, known, lies)):
-            story.append(question)
-    if not story or not story[-1].answer:
+        if task == 1 and not (count % 2 or count == facts - 1):
+            continue
+        for asked in range(1, task + 1):  # where a thing is cannot be learned before where a person is
+            if question := _question(asked, chance, at, known, lies):
+                story.append(question)
+    if task > 1 or not story or not story[-1].answer:
         question = _question(task, chance, at, known, lies)
         return [*story, question] if question else made(task, chance, facts + 4)
     return story
