@@ -6,7 +6,7 @@ Legend: N rows of a block, D dimension of the space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from nestmem.store.coarse import FAST, FEW, Codes
 from nestmem.store.model import Space
 from nestmem.store.rows import Filter
+
+if TYPE_CHECKING:
+    from nestmem.store.approximate import Graph
 
 Array = np.ndarray[Any, Any]
 WASTE = 0.25  # share of dead rows at which a block is packed
@@ -59,6 +62,8 @@ class Block:
         self.alive = np.ones(0, dtype=bool)
         self._codes = Codes(space.dim, space.metric)
         self._parts: dict[object, Part] = {}
+        self._by_seq: Array | None = None
+        self.graph: Graph | None = None  # an approximate index, if one is wanted
 
     def __len__(self) -> int:
         return int(self.alive.sum())
@@ -70,6 +75,9 @@ class Block:
     def replace(self, gone: Array, new: Rows) -> None:
         """Drop rows by seq, then append."""
         self._parts.clear()
+        self._by_seq = None
+        if self.graph is not None:
+            self.graph.replace(gone, new.seqs, new.matrix)
         if len(gone):
             self.alive &= ~np.isin(self.seqs, gone)
         if self.alive.sum() < (1 - WASTE) * len(self.alive):
@@ -114,12 +122,20 @@ class Block:
         rows, codes = part
         if not len(rows) or limit < 1:
             return []
-        query = prepared(query, self.space.metric)
-        if codes is not None and limit < len(rows):
+        query = asked(query, self.space.metric)
+        if self.graph is not None and len(rows) == len(self):
+            rows = self._places(self.graph.near(query, limit))
+        elif codes is not None and limit < len(rows):
             rows = rows[codes.maybe(query, limit)]
         matrix = self.matrix if len(rows) == len(self.seqs) else self._rows.index_select(0, torch.from_numpy(rows))
         scores = np.round(similarity(matrix, query, self.space.metric).numpy(), DIGITS)
         return top(scores, self.seqs[rows], self.ids[rows], limit)
+
+    def _places(self, seqs: Array) -> Array:
+        """Rows by seq: the living one, which came last."""
+        if self._by_seq is None:
+            self._by_seq = np.argsort(self.seqs, kind="stable")
+        return np.asarray(self._by_seq[np.searchsorted(self.seqs, seqs, "right", sorter=self._by_seq) - 1])
 
     def _part(self, mask: Array) -> Part:
         rows = np.flatnonzero(mask)
@@ -171,6 +187,11 @@ def top(scores: Array, seqs: Array, ids: Array, limit: int) -> list[tuple[int, s
 def prepared(matrix: Tensor, metric: str) -> Tensor:
     """Rows as the scan wants them: for cosine of length one."""
     return torch.nn.functional.normalize(matrix, dim=-1) if metric == "cosine" else matrix
+
+
+def asked(query: Tensor, metric: str) -> Tensor:
+    """A query [D] alike."""
+    return query / max(float(np.linalg.norm(query.numpy())), 1e-12) if metric == "cosine" else query
 
 
 def similarity(matrix: Tensor, query: Tensor, metric: str) -> Tensor:

@@ -17,8 +17,9 @@ import json
 import os
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,11 +31,15 @@ from torch import Tensor
 from nestmem.durable import sync
 from nestmem.store import points
 from nestmem.store.block import FACTS, TEXTS, Block, Rows, prepared
+from nestmem.store.coarse import FEW
 from nestmem.store.engine import chunks, last_commit
 from nestmem.store.model import Space
 from nestmem.store.prepared import Prepared
 from nestmem.store.rows import unpack, visible
 from nestmem.store.schema import hidden, item, journal, vector
+
+if TYPE_CHECKING:
+    from nestmem.store.approximate import Graph
 
 
 def load(conn: Connection, space: int, of: Space, where: ColumnElement[bool]) -> Rows:
@@ -54,11 +59,20 @@ def load(conn: Connection, space: int, of: Space, where: ColumnElement[bool]) ->
     )
 
 
-class VectorCache:
-    """Blocks by (namespace, space), built on first use. `folder` None: in memory alone."""
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Several rows as one."""
+    facts = {name: np.concatenate([part.facts[name] for part in parts]) for name in FACTS}
+    seqs, ids = (np.concatenate(columns) for columns in ([p.seqs for p in parts], [p.ids for p in parts]))
+    return Rows(seqs, ids, facts, torch.cat([part.matrix for part in parts]))
 
-    def __init__(self, folder: Path | None):
-        self.folder = folder
+
+class VectorCache:
+    """Blocks by (namespace, space), built on first use. `folder` None: in memory alone. index: "" or "usearch", beside
+    large ones.
+    """
+
+    def __init__(self, folder: Path | None, index: str = ""):
+        self.folder, self.index = folder, index
         self._blocks: dict[tuple[str, str], Block] = {}
         self._lock = threading.Lock()
 
@@ -71,8 +85,21 @@ class VectorCache:
             held.replace(held.seqs, load(conn, space, of, and_(item.c.namespace == namespace, visible(None))))
         elif held.stamp != now:
             self._catch_up(conn, held, namespace, space, now)
+        if self.index and held.graph is None and len(held) > FEW:
+            held.graph = self._graph(namespace, held)
         self._blocks[namespace, of.name] = held
         return held
+
+    def _graph(self, namespace: str, held: Block) -> Graph:
+        """The approximate index of a block: from its file if that is of this generation, or new."""
+        from nestmem.store.approximate import Graph
+
+        graph, path = Graph(held.space.dim, held.space.metric), self._file(namespace, held.space)
+        if path is None or not graph.load(path.with_suffix(".usearch"), held.stamp):
+            live = torch.from_numpy(held.alive)
+            graph = Graph(held.space.dim, held.space.metric)
+            graph.replace(held.seqs[:0], held.seqs[held.alive], held.matrix[live])
+        return graph
 
     @property
     def lock(self) -> threading.Lock:
@@ -85,11 +112,10 @@ class VectorCache:
             newer = table.c.born > since
             where = newer if table is vector else or_(newer, table.c.died > since)
             changed |= set(conn.execute(select(table.c.seq).where(where)).scalars())
-        gone = np.array(sorted(changed), dtype=np.int64)
-        for piece in chunks(sorted(changed)):
-            where = and_(item.c.namespace == namespace, item.c.seq.in_(piece), visible(None))
-            held.replace(gone, load(conn, space, held.space, where))
-            gone = gone[:0]
+        if changed:
+            mine = and_(item.c.namespace == namespace, visible(None))
+            loaded = [load(conn, space, held.space, and_(mine, item.c.seq.in_(p))) for p in chunks(sorted(changed))]
+            held.replace(np.array(sorted(changed), dtype=np.int64), joined(loaded))
         held.stamp = now
 
     # On disk.
@@ -153,14 +179,16 @@ class VectorCache:
                 points.reach("cache:written")
                 os.replace(aside, path)
                 points.reach("cache:renamed")
-            except (OSError, SafetensorError):
+                if held.graph is not None:
+                    held.graph.save(path.with_suffix(".usearch"), held.stamp)
+            except (OSError, SafetensorError, RuntimeError):
                 aside.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Forget all blocks, in memory and on disk."""
         self._blocks.clear()
         if self.folder is not None and self.folder.is_dir():
-            for path in self.folder.glob("*.safetensors*"):
+            for path in [*self.folder.glob("*.safetensors*"), *self.folder.glob("*.usearch*")]:
                 path.unlink(missing_ok=True)
 
 

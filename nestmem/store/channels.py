@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import and_, func, select
 from torch import Tensor
 
-from nestmem.store.block import DIGITS, prepared, similarity, top
+from nestmem.store.block import DIGITS, asked, similarity, top
 from nestmem.store.cache import load
 from nestmem.store.rows import Filter, check_vector, need_space, spaces, visible
 from nestmem.store.schema import item
@@ -63,7 +63,7 @@ def dense(source: Source, scope: Scope, vector: Tensor, space: str, depth: int) 
                 query, depth, block.among(conn.execute(select(item.c.seq).where(scope.clause)).scalars().all())
             )
     seqs, ids, _, matrix = load(conn, row, of, scope.clause)
-    scores = np.round(similarity(matrix, prepared(query, of.metric), of.metric).numpy(), DIGITS)
+    scores = np.round(similarity(matrix, asked(query, of.metric), of.metric).numpy(), DIGITS)
     return top(scores, seqs, ids, depth)
 
 

@@ -53,7 +53,7 @@ class Shards:
     names: tuple[str, ...]
     engines: tuple[Engine, ...]
 
-    def __init__(self, engines: Sequence[Engine]):
+    def __init__(self, engines: Sequence[Engine], index: str = ""):
         self.engines = tuple(engines)
         self.clock = engines[0].clock
         self.read_only = engines[0].read_only
@@ -61,7 +61,7 @@ class Shards:
         named = zip(self._introduce(), engines)
         # Everybody has them in the same order, and locks them in it, so that no two writers wait for each other.
         self.names, self.engines = zip(*sorted(named, key=lambda pair: pair[0]))
-        self.caches = tuple(VectorCache(engine.folder) for engine in self.engines)
+        self.caches = tuple(VectorCache(engine.folder, index) for engine in self.engines)
 
     def __len__(self) -> int:
         return len(self.engines)

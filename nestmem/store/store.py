@@ -12,6 +12,7 @@ after.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import time
 from collections import Counter
@@ -64,7 +65,8 @@ class Store(Reader):
 
     namespace: where puts and searches go unless they say otherwise. clock: Unix seconds; every time the store notes
     comes from it.
-    timeout: seconds to wait for another writer. actor: who the journal says it was.
+    timeout: seconds to wait for another writer. actor: who the journal says it was. index: "usearch" for an
+    approximate index beside large spaces of files (approximate.py); searches under a filter stay exact.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Store(Reader):
         timeout: float = 30.0,
         actor: str = "",
         read_only: bool = False,
+        index: str = "",
     ):
         check_text("namespace", namespace, empty=False)
         check_text("actor", actor)
@@ -85,7 +88,8 @@ class Store(Reader):
         try:
             for each in split_url(url):
                 engines.append(open_engine(each, clock, actor, timeout, read_only))
-            super().__init__(Shards(engines), namespace, retention or Retention(), None)
+            check_index(index, engines)
+            super().__init__(Shards(engines, index), namespace, retention or Retention(), None)
             with contextlib.suppress(StoreError):  # a reader in the way: the next opening tries again
                 if begun := self._shards.intended():
                     self._erase(begun)
@@ -432,6 +436,15 @@ def split_url(
     if len({os.fspath(u) for u in found}) < len(found):
         raise ValueError("url: expected different shards, got one twice")
     return found
+
+
+def check_index(index: str, engines: Sequence[Engine]) -> None:
+    """That the approximate index asked for can be had."""
+    check_one_of("index", index, ("", "usearch"))
+    if index and any(engine.compares for engine in engines):
+        raise ValueError("index: expected none on PostgreSQL, which ranks vectors itself")
+    if index and importlib.util.find_spec("usearch") is None:
+        raise ValueError("index: usearch is not installed; pip install 'nestmem[index]'")
 
 
 def _new(text: str | New, fields: Mapping[str, Any]) -> New:
