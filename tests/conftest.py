@@ -36,8 +36,10 @@ def pytest_fixture_setup(fixturedef):
 
 
 @pytest.fixture(autouse=True)
-def _begun():
+def _begun(monkeypatch):
     begin()
+    monkeypatch.setenv("COLUMNS", "1000")  # what is printed wraps nowhere, however long a temporary path is
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture
