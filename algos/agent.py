@@ -25,6 +25,7 @@ from envs.trials import Array, Trials
 from nestmem.errors import UserError
 from nestmem.memory.base import Fields, Memory, State
 
+FLOOR = 1e-3  # what varies by less is a simulator's trembling, and is not made large
 MakeMemory = Callable[[Fields], Memory]
 
 
@@ -37,6 +38,10 @@ class Seen(NamedTuple):
     ended: Tensor  # [..., 1] whether it ended an episode
     known: Tensor  # [..., K] for an informed critic: the hidden task in numbers, time in episode and trial; or in families without
     # such numbers, what one who knows the task gets in a step. Else K = 0.
+    moved: (
+        Tensor  # [..., O] what the step before changed in a real observation, zero where an episode begins; else O = 0
+    )
+    gained: Tensor  # [..., 1] what it paid more than the one before it in the same episode
 
 
 class Agent(nn.Module):
@@ -63,6 +68,7 @@ class Agent(nn.Module):
                 self.size, content = int(n) - env.cue, width
                 self.normal, self.encode = Normalizer(self.size), nn.Linear(self.size, width)
                 self.pay = Normalizer(1, center=False)  # what is paid for nothing stays zero
+                self.change = Normalizer(self.size + 1, center=False)
             case _:
                 raise UserError(f"env: expected discrete, binary or flat real observations, got {space}")
         match action:
@@ -80,16 +86,18 @@ class Agent(nn.Module):
         self.fields = Fields(content, env.cue, width, labels=False)
         # Without biases: a zero outcome says that nothing came before.
         self.reached = content if content > 1 else 0  # a constant observation says nothing of where a step led
+        changes = self.size + 1 if self.kind is Box else 0
         self.outcome = nn.Sequential(
-            nn.Linear(self.actions + 2 + self.reached, width, bias=False),
+            nn.Linear(self.actions + 2 + self.reached + changes, width, bias=False),
             nn.ReLU(),
             nn.Linear(width, width, bias=False),
         )
         self.memory = make_memory(self.fields)
         features = self.fields.width + width
         secret = (env.hidden_size + 2 if env.hidden_size else 1) if informed else 0
-        self.policy, self.value = head(features, width, self.actions), head(features + secret, width, 1)
-        self.guess = nn.Linear(2 * width, env.hidden_size) if infer else None
+        guessed = env.hidden_size if infer else 0
+        self.policy, self.value = head(features + guessed, width, self.actions), head(features + secret, width, 1)
+        self.guess = head(features, width, guessed) if infer else None
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)
 
@@ -106,18 +114,25 @@ class Agent(nn.Module):
             observation, cue = observation.split([self.size, self.fields.cue], -1)
             observation = torch.cat([self.encode(self.normal(observation)).tanh(), cue], -1)
             seen = seen._replace(paid=self.pay(seen.paid))
-        led_to = observation[..., : self.reached] * (seen.before != 0).any(-1, keepdim=True)
-        outcome = self.outcome(torch.cat([seen.before, seen.paid, seen.ended, led_to], -1))
+        parts = [seen.before, seen.paid, seen.ended]
+        parts.append(observation[..., : self.reached] * (seen.before != 0).any(-1, keepdim=True))
+        if self.kind is Box:
+            parts.append(self.change(torch.cat([seen.moved, seen.gained], -1)))
+        outcome = self.outcome(torch.cat(parts, -1))
         return torch.cat([observation, outcome], -1)
 
-    def judge(self, tokens: Tensor, answer: Tensor, known: Tensor) -> tuple[Distribution, Tensor]:
-        """Distribution over actions and value [...] from tokens and what the memory answered, both [..., D]."""
+    def judge(self, tokens: Tensor, answer: Tensor, known: Tensor) -> tuple[Distribution, Tensor, Tensor | None]:
+        """Distribution over actions, value [...] and guess [..., K], if any, from tokens and what the memory answered, both
+        [..., D]."""
         shown = self.fields.content + self.fields.cue
         features = torch.cat([tokens[..., :shown], self.told(answer)], -1)
-        given, value = self.policy(features), self.value(torch.cat([features, known], -1))[..., 0]
+        value = self.value(torch.cat([features, known], -1))[..., 0]
+        guess = None if self.guess is None else self.guess(features)
+        given = self.policy(features if guess is None else torch.cat([features, guess.detach()], -1))
         if self.discrete:
-            return Categorical(logits=given, validate_args=False), value
-        return Independent(Normal(given, self.log_std.exp(), validate_args=False), 1, validate_args=False), value
+            return Categorical(logits=given, validate_args=False), value, guess
+        policy = Independent(Normal(given, self.log_std.exp(), validate_args=False), 1, validate_args=False)
+        return policy, value, guess
 
     def told(self, answer: Tensor) -> Tensor:
         """Direction and logarithm of an answer [..., D]: [..., 2 V]."""
@@ -129,23 +144,24 @@ class Agent(nn.Module):
         """Whole trials [N, T, ...] in one pass of the memory. reset [N, T]: where what lives only for an episode is cleared."""
         return self.whole(seen, reset)[:2]
 
-    def whole(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor, Tensor]:
-        """`forward`, and what the memory answered [N, T, D]."""
+    def whole(self, seen: Seen, reset: Tensor | None = None) -> tuple[Distribution, Tensor, Tensor | None]:
+        """`forward`, and the guess [N, T, K] at the hidden task."""
         tokens = self.tokens(seen)
-        answer = self.memory(tokens, reset=reset)[0]
-        return *self.judge(tokens, answer, seen.known), answer
+        return self.judge(tokens, self.memory(tokens, reset=reset)[0], seen.known)
 
     def step(self, seen: Seen, state: State) -> tuple[Distribution, Tensor, State]:
         """One step of every trial [N, ...]."""
         tokens = self.tokens(seen)
         answer, state, _ = self.memory.run(tokens[:, None], state)
-        return *self.judge(tokens, answer[:, 0], seen.known), state
+        policy, value, _ = self.judge(tokens, answer[:, 0], seen.known)
+        return policy, value, state
 
     def see(self, seen: Seen) -> None:
         """Take real observations and what was paid into account in how they are normalised from now on."""
         if self.kind is Box:
             self.normal.see(seen.observation[..., : self.size])
             self.pay.see(seen.paid)
+            self.change.see(torch.cat([seen.moved, seen.gained], -1))
 
     def encoded(self, actions: Tensor) -> Tensor:
         """Actions [...] or [..., A] as the next token says them: [..., A]."""
@@ -154,6 +170,11 @@ class Agent(nn.Module):
     def bounded(self, actions: Tensor) -> Tensor:
         """Real actions as they are carried out: the policy may draw what lies beyond the bounds."""
         return actions if self.discrete else actions.clamp(self.low, self.high)
+
+    def moves(self, observation: Tensor, last: Tensor, begins: bool) -> Tensor:
+        """What changed in real observations [N, O] since the last ones: [N, O]; nothing where an episode begins."""
+        moved = observation[:, : self.size if self.kind is Box else 0]
+        return torch.zeros_like(moved) if begins else moved - last[:, : moved.shape[1]]
 
     def observed(self, observation: Array, device: torch.device) -> Tensor:
         """Observations of an env, [N] or [N, O], as a tensor [N, O]."""
@@ -184,8 +205,8 @@ class Normalizer(nn.Module):
             return x.clamp(-self.clip, self.clip)
         variance = self.square / self.count
         if self.center:
-            return ((x - self.mean) / (variance.sqrt() + 1e-6)).float().clamp(-self.clip, self.clip)
-        return (x / ((variance + self.mean.square()).sqrt() + 1e-6)).float().clamp(-self.clip, self.clip)
+            return ((x - self.mean) / (variance.sqrt() + FLOOR)).float().clamp(-self.clip, self.clip)
+        return (x / ((variance + self.mean.square()).sqrt() + FLOOR)).float().clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:

@@ -96,6 +96,9 @@ class RL2:
     baseline: str = "critic"  # informed: told what one who knows the task would get; linear: see ppo.linear_values
     clear: str = "task"  # what a memory holds only for an episode lives to the end of the trial; episode: it does not
     infer: float = 0.0  # weight of telling the hidden task from what the memory answers, where a task is numbers
+    credit: str = (
+        "reward"  # regret: actions are judged by what they cost one who knows the task, in envs that can say it
+    )
     start: str = ""  # a run of the same shape whose weights are the start
 
 

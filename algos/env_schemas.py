@@ -117,10 +117,26 @@ class MetaWorld:
     episodes: int = 10  # of a visit
     horizon: int = 150  # steps of an episode, at most 500
     goals: int = 50  # of each task, in training as in validation and test
+    mixed: bool = False  # training pairs where things lie with the goal of another training task, anew in every trial
     drift: float = 0.0  # metres that a task moves before it returns, at most, in each direction
     bits: int = 0  # of a barcode that names the task of a visit; 0: nothing does
     seed: int = 0  # of the goals, not of the run
     patience: float = 60.0  # seconds until a simulator counts as hung
+    adapt: int = 10  # episodes of a test trial before those that are scored
+    scored: int = 3
+    test_horizon: int = 500  # steps of an episode of the second test
+
+
+@dataclass
+class Reach:
+    """Meta-World's hidden goal for a point instead of an arm, for algo=rl2; see envs/reach.py."""
+
+    name: str = "reach"
+    episodes: int = 5
+    horizon: int = 100  # steps of an episode
+    goals: int = 50  # in training as in validation and test
+    mixed: bool = True  # places of what lies about and goals of training tasks are paired anew in every trial
+    seed: int = 0  # of the goals, not of the run
     adapt: int = 10  # episodes of a test trial before those that are scored
     scored: int = 3
     test_horizon: int = 500  # steps of an episode of the second test
@@ -254,6 +270,7 @@ ENVS = (
     Barcodes,
     MDPs,
     MetaWorld,
+    Reach,
     Control,
     Bindings,
     Rules,

@@ -74,6 +74,8 @@ def judge(problem: RL2Problem, split: str, trials: int, thorough: bool) -> Judge
 
 def film(problem: RL2Problem, split: str) -> dict[str, list[Array]]:
     """One trial of the length of training, a picture every tenth step; nothing where rendering does not work."""
+    if not hasattr(problem.env, "film"):
+        return {}
     env, _ = problem.play(split, 1, film=10)
     frames = list(env.film.frames)  # type: ignore[attr-defined]
     env.film.close()  # type: ignore[attr-defined]

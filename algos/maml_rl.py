@@ -149,8 +149,8 @@ class MamlPolicyProblem(RL2Problem):
                 fast = vmap(lambda weights, phase: self.inner_step(weights, phase, False))(fast, phase)
         whole, paid = torch.stack(raw, 1), torch.stack(rewards, 1)
         nothing = paid[..., None][..., :0]
-        told = Seen(whole, nothing, nothing, nothing, nothing)
-        return phases, ppo.Rollout(told, nothing, paid, paid, paid, None, nothing, torch.stack(success, 1))
+        told = Seen(whole, *[nothing] * 6)
+        return phases, ppo.Rollout(told, nothing, paid, paid, paid, None, nothing, torch.stack(success, 1), paid)
 
     def phase(self, fast: Weights, seen: Tensor, actions: Tensor, raw: Tensor, rewards: Tensor) -> Phase:
         """Log probabilities, baselines and units of what was played."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,11 +32,12 @@ class Rollout(NamedTuple):
     reset: Tensor | None
     hidden: Tensor  # [N, T, H] what the task was, in numbers, in families that have them
     success: Tensor  # [N, T] whether the goal was met, in families that have one; else zero
+    regret: Tensor  # [N, T] see `envs.trials`; zero in families that do not know it
 
     def rows(self, index: Tensor) -> Rollout:
         seen = Seen(*(part[index] for part in self.seen))
         reset = None if self.reset is None else self.reset[index]
-        return Rollout(seen, *(part[index] for part in self[1:5]), reset, self.hidden[index], self.success[index])
+        return Rollout(seen, *(part[index] for part in self[1:5]), reset, *(part[index] for part in self[6:]))
 
 
 @torch.no_grad()
@@ -59,18 +61,23 @@ def collect(
     if agent.informed and not env.hidden_size:
         known = torch.as_tensor(env.known() / env.horizon, dtype=torch.float32, device=device)[..., None]
     before = torch.zeros(n, agent.actions, device=device)
-    seen = Seen(agent.observed(observation, device), before, nothing, nothing, known[:, 0])
+    look = agent.observed(observation, device)
+    rest = agent.moves(look, look, True)
+    seen = Seen(look, before, nothing, nothing, known[:, 0], rest, nothing)
     state = agent.memory.initial_state(n)
     steps, taken, log_probs, values, rewards = [], [], [], [], []
-    resets, hidden, success = [], [], []
+    resets, hidden, success, regret = [], [], [], []
     for t in range(env.steps):
         begins = seen.ended[:, 0] > 0
         resets.append(begins)
         if clear == "episode" and bool(begins.any()):
             state = agent.memory.reset(state, begins)
         if clear == "all" and t % env.horizon == 0:
-            state, seen = agent.memory.initial_state(n), seen._replace(before=before, paid=nothing, ended=nothing)
-        if t % env.horizon == 0:
+            state, seen = (
+                agent.memory.initial_state(n),
+                seen._replace(before=before, paid=nothing, ended=nothing, gained=nothing),
+            )
+        if env.hidden_moves or t % env.horizon == 0:
             task = torch.as_tensor(env.hidden(), dtype=torch.float32, device=device)
         if agent.informed and env.hidden_size:
             clock = torch.tensor([t % env.horizon / env.horizon, t / env.steps], device=device)
@@ -90,20 +97,27 @@ def collect(
         values.append(value)
         observation, reward, ended, _, _ = env.step(agent.bounded(action).cpu().numpy())
         success.append(torch.zeros(n) if env.success is None else torch.as_tensor(env.success, dtype=torch.float32))
+        cost = np.zeros(n) if env.regret is None else env.regret
+        regret.append(torch.as_tensor(cost, dtype=torch.float32, device=device))
         paid = torch.as_tensor(reward, device=device)
         rewards.append(paid)
         over = torch.as_tensor(ended, dtype=torch.float32, device=device)
+        look, last = agent.observed(observation, device), look
+        compared = not blind and t % env.horizon > 0
         seen = Seen(
-            agent.observed(observation, device),
+            look,
             agent.encoded(action),
             nothing if blind else paid[:, None],
             over[:, None],
             known[:, env.episode],
+            agent.moves(look, last, (t + 1) % env.horizon == 0),
+            rewards[-1][:, None] - rewards[-2][:, None] if compared else nothing,
         )
     whole = Seen(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
     reset = torch.stack(resets, 1) if clear == "episode" else None
     done, told = torch.stack(success, 1).to(device), torch.stack(hidden, 1)
-    return Rollout(whole, *(torch.stack(p, 1) for p in (taken, log_probs, values, rewards)), reset, told, done)
+    lost = torch.stack(regret, 1)
+    return Rollout(whole, *(torch.stack(p, 1) for p in (taken, log_probs, values, rewards)), reset, told, done, lost)
 
 
 def advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
@@ -150,7 +164,7 @@ def loss(
     agent: Agent, part: Rollout, advantage: Tensor, target: Tensor, terms: Terms
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of some trials and metrics. advantage, target [N, T]; target is in units of terms.scale."""
-    policy, values, answer = agent.whole(part.seen, part.reset)
+    policy, values, guess = agent.whole(part.seen, part.reset)
     change = policy.log_prob(part.actions) - part.log_probs
     ratio = change.exp()
     clipped = ratio.clamp(1 - terms.clip, 1 + terms.clip)
@@ -164,7 +178,7 @@ def loss(
         "clipped": (clipped != ratio).float().mean(),
     }
     total = terms.value * error - gain - terms.entropy * entropy
-    if agent.guess is not None:
-        missed = (agent.guess(agent.told(answer)) - part.hidden).square().mean()
+    if guess is not None:
+        missed = (guess - part.hidden).square().mean()
         total, metrics["task_error"] = total + terms.infer * missed, missed.detach()
     return total, metrics

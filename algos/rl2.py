@@ -33,6 +33,7 @@ from envs.mdp_baselines import mdp_rewards
 from envs.mdps import MDPs
 from envs.meta_world import MetaWorld
 from envs.meta_world_sweeps import open_loop
+from envs.reach import Reach
 from envs.trials import Array, Trials
 from nestmem.errors import UserError
 from nestmem.probes import mean_interval
@@ -64,10 +65,14 @@ class RL2Problem:
         for name, known in (("clear", ("task", "episode")), ("baseline", ("critic", "informed", "linear"))):
             if algo[name] not in known:
                 raise UserError(f"algo.{name}: expected {' or '.join(known)}, got {algo[name]!r}")
+        if algo.credit not in ("reward", "regret"):
+            raise UserError(f"algo.credit: expected reward or regret, got {algo.credit!r}")
         for name in ("gamma", "lam"):
             if not 0 <= algo[name] <= 1:
                 raise UserError(f"algo.{name}: expected 0 to 1, got {algo[name]}")
         self.hold(agent, make_env, others, algo, options, seeds, device, protocol)
+        if algo.credit == "regret" and self.env.regret is None:
+            raise UserError("algo.credit: expected reward, as what an action costs is not known in this env")
         longest = self.env.steps if algo.gamma == 1 else min(self.env.steps, 1 / (1 - algo.gamma))
         critic = algo.baseline != "linear"
         scale = float(longest) * self.env.unit
@@ -96,10 +101,11 @@ class RL2Problem:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""
         algo, found = self.algo, ppo.collect(self.learner, self.env, self.algo.clear, self.generator)
         values = self.terms.scale * found.values
+        rewards = -found.regret if algo.credit == "regret" else found.rewards
         if algo.baseline == "linear":
-            values = ppo.linear_values(found.seen.observation, found.rewards, algo.gamma)
-        advantage = ppo.advantages(found.rewards, values, algo.gamma, algo.lam)
-        returns = ppo.discounted(found.rewards, algo.gamma)
+            values = ppo.linear_values(found.seen.observation, rewards, algo.gamma)
+        advantage = ppo.advantages(rewards, values, algo.gamma, algo.lam)
+        returns = ppo.discounted(rewards, algo.gamma)
         target = returns / self.terms.scale
         if algo.normalize:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -209,9 +215,10 @@ FAMILIES: dict[str, tuple[Callable[..., Trials], Callable[..., dict[str, Array]]
     "barcodes": (Barcodes, barcode_rewards),
     "mdps": (MDPs, mdp_rewards),
     "metaworld": (MetaWorld, open_loop),
+    "reach": (Reach, lambda env, seed: {}),
     "control": (Control, lambda env, seed: {}),
 }
-HELD_OUT = ("metaworld",)  # families whose splits have tasks of their own, where others draw new ones
+HELD_OUT = ("metaworld", "reach")  # families whose splits have tasks of their own, where others draw new ones
 PROTOCOL = ("adapt", "scored", "test_horizon")
 
 

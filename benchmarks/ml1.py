@@ -29,16 +29,24 @@ from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
 
 ROOT = Path("runs/ml1")
-TOLD = ["algo.baseline=informed", "algo.infer=0.5", "trainer.lr=2e-3"]
 RUNS: dict[str, tuple[list[str], str]] = {
-    "lstm-plain": (["experiment=ml1_reach"], "RL2, LSTM"),
-    "lstm": (["experiment=ml1_reach", *TOLD], "RL2, LSTM, told the goal in training"),
+    "lstm": (["experiment=ml1_reach"], "RL2, LSTM"),
+    "lstm-end": (
+        ["experiment=ml1_reach", "algo.start={lstm}", "trainer.lr=1.5e-3", "trainer.steps=60"],
+        "RL2, LSTM, second stage",
+    ),
+    "lstm-plain": (
+        ["experiment=ml1_reach", "algo.baseline=critic", "algo.infer=0"],
+        "RL2, LSTM, not told the goal in training",
+    ),
+    "lstm-given-away": (["experiment=ml1_reach", "env.mixed=false"], "RL2, LSTM, things give training goals away"),
     "nested": (["experiment=ml1_reach", "memory=nested"], "RL2, nested"),
     "maml": (["experiment=maml_ml1"], "MAML"),
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
 }
 CONTROLS: dict[str, dict[str, Any]] = {
-    "": {}, ", every episode begun as the first": {"clear": "all"}, ", rewards not told": {"blind": True},
+    "": {}, ", likeliest actions": {"greedy": True}, ", every episode begun as the first": {"clear": "all"},
+    ", rewards not told": {"blind": True},
 }  # fmt: skip
 ADAPT, SCORED = 10, 3
 
@@ -48,7 +56,9 @@ def train(name: str, seed: str, extra: list[str]) -> None:
     if run.exists():
         jobs.train([f"resume={run}"])
     else:
-        jobs.train([*RUNS[name][0], f"seed={seed}", f"run={run}", *extra])
+        runs = {other: ROOT / f"{other}-s{seed}" for other in RUNS}
+        options = [option.format_map(runs) for option in RUNS[name][0]]
+        jobs.train([*options, f"seed={seed}", f"run={run}", *extra])
 
 
 def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> goal_trials.Played:
@@ -129,14 +139,22 @@ class Official:
 
     def init(self) -> None:
         self.state, self.ended = self.agent.memory.initial_state(self.trials), torch.zeros(self.trials, 1)
+        self.look, self.paid = torch.zeros(self.trials, 39), torch.zeros(self.trials, 1)
+        self.begins = self.began = torch.ones(
+            self.trials, 1
+        )  # whether this token, and the one before, is an episode's first
 
     @torch.no_grad()
     def eval_action(self, told: np.ndarray) -> np.ndarray:
         x = torch.as_tensor(told, dtype=torch.float32)
         known = x.new_zeros(len(x), self.agent.value[0].in_features - self.agent.policy[0].in_features)
-        seen = Seen(x[:, :39], x[:, 39:43].clamp(-1, 1), 10 * x[:, 43:44], self.ended, known)
+        look, paid = x[:, :39], 10 * x[:, 43:44]
+        moved = (look - self.look) * (1 - self.begins)
+        gained = (paid - self.paid) * (1 - self.begins) * (1 - self.began)
+        seen = Seen(look, x[:, 39:43].clamp(-1, 1), paid, self.ended, known, moved, gained)
         policy, _, self.state = self.agent.step(seen, self.state)
-        self.ended = torch.zeros_like(self.ended)
+        self.look, self.paid, self.began = look, paid, self.begins
+        self.ended = self.begins = torch.zeros_like(self.ended)
         action = policy.mean + policy.stddev * torch.randn(policy.mean.shape, generator=self.generator)
         return self.agent.bounded(action).numpy()
 
@@ -151,7 +169,7 @@ class Official:
 
     def reset(self, env_mask: np.ndarray) -> None:
         """An episode is over; the memory goes on."""
-        self.ended = torch.as_tensor(env_mask, dtype=torch.float32)[:, None]
+        self.ended = self.begins = torch.as_tensor(env_mask, dtype=torch.float32)[:, None]
 
 
 def official(name: str, seed: str, goals: int, steps: int) -> None:

@@ -33,8 +33,8 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
     "bandit100": ("bandit-100-5", ["experiment=bandit100"], "RL2, linear attention"),
     "bandit100-end": ("bandit-100-5", ["experiment=bandit100_end", "algo.start={bandit100}"], "RL2, second stage"),
     "bandit500": ("bandit-500-5", ["experiment=bandit500", "algo.start={bandit100-end}"], "RL2, linear attention"),
-    "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, LSTM"),
-    "mdp25": ("mdp-25", ["experiment=mdp25"], "RL2, LSTM"),
+    "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, linear attention"),
+    "mdp25": ("mdp-25", ["experiment=mdp25", "algo.start={mdp10}"], "RL2, linear attention"),
     "barcode": ("barcode", ["experiment=barcode"], "RL2, nested"),
     "barcode-end": (
         "barcode",

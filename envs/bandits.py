@@ -26,7 +26,7 @@ class Bandits(Trials):
         if arms < 2:
             raise UserError(f"arms: expected at least 2, got {arms}")
         super().__init__(trials, episodes, 1, Discrete(1), Discrete(arms))
-        self.arms = arms
+        self.arms, self.regret = arms, np.zeros(trials)
 
     def sample(self) -> None:
         self.p = self.np_random.random((self.num_envs, self.arms))
@@ -35,7 +35,9 @@ class Bandits(Trials):
         return np.zeros(self.num_envs, np.int64)
 
     def act(self, actions: Array) -> Array:
-        return self.np_random.random(self.num_envs) < self.p[self.rows, actions]
+        mine = self.p[self.rows, actions]
+        self.regret = self.p.max(1) - mine
+        return self.np_random.random(self.num_envs) < mine
 
     def known(self) -> Array:
         return np.repeat(self.p.max(1, keepdims=True), self.episodes, 1)

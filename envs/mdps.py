@@ -18,13 +18,16 @@ class MDPs(Trials):
 
     def __init__(self, trials: int, episodes: int = 10, horizon: int = 10, states: int = 10, actions: int = 5):
         super().__init__(trials, episodes, horizon, Discrete(states), Discrete(actions))
-        self.states, self.actions = states, actions
+        self.states, self.actions, self.hidden_size = states, actions, actions
+        self.hidden_moves, self.regret = True, np.zeros(trials)
 
     def sample(self) -> None:
         size = (self.num_envs, self.states, self.actions)
         self.p = dirichlet(self.np_random, np.ones((*size, self.states)))
         self.upto = self.p.cumsum(-1)
         self.means = self.np_random.normal(1.0, 1.0, size)
+        self.best = plan(self.p, self.means, self.horizon)
+        self.lost = self.best.max(-1, keepdims=True) - self.best
 
     def begin(self) -> None:
         self.state = np.zeros(self.num_envs, np.int64)
@@ -35,13 +38,17 @@ class MDPs(Trials):
     def act(self, actions: Array) -> Array:
         rng, place = self.np_random, (self.rows, self.state, actions)
         rewards = rng.normal(self.means[place], 1.0)
+        self.regret = self.lost[(self.time % self.horizon, *place)]
         # The last bound is left out, so that rounding cannot lead beyond the last state.
         self.state = (rng.random(self.num_envs)[:, None] >= self.upto[place][:, :-1]).sum(1)
         return rewards
 
     def known(self) -> Array:
-        best = plan(self.p, self.means, self.horizon)[0][:, 0].max(-1)
-        return np.repeat(best[:, None], self.episodes, 1)
+        return np.repeat(self.best[0, :, 0].max(-1)[:, None], self.episodes, 1)
+
+    def hidden(self) -> Array:
+        """What every action would cost here and now one who knows the world."""
+        return self.lost[self.time % self.horizon, self.rows, self.state]
 
 
 def plan(p: Array, means: Array, horizon: int) -> Array:

@@ -42,8 +42,9 @@ class Task(NamedTuple):
 
 class MetaWorld(Simulated):
     """trials: N. benchmark: ML1, ML10 or ML45. task: of ML1; several are separated by commas. split: train, val or test; outside
-    training, trials go through the goals in order. goals: of each task and split. seed: of the goals. film: take a picture of the
-    first trial every so many steps, 0: none."""
+    training, trials go through the goals in order. goals: of each task and split. mixed: training pairs where things lie with the
+    goal of another of its tasks, anew in every trial, so that what is seen does not give the goal away. seed: of the goals.
+    film: take a picture of the first trial every so many steps, 0: none."""
 
     unit = 10.0
     hidden_size = 3
@@ -58,6 +59,7 @@ class MetaWorld(Simulated):
         episodes: int = 10,
         horizon: int = 150,
         goals: int = 50,
+        mixed: bool = False,
         drift: float = 0.0,
         bits: int = 0,
         seed: int = 0,
@@ -83,7 +85,7 @@ class MetaWorld(Simulated):
         self.tasks, self.visits, self.drift, self.cue, self.split = tasks, visits, drift, bits, split
         self.stay = episodes  # episodes of a visit
         self.revisits = tasks * visits > 1
-        self.goals, self.goal_seed, self.every, self.film = goals, seed, film, Film()
+        self.goals, self.mixed, self.goal_seed, self.every, self.film = goals, mixed, seed, film, Film()
         low, high = np.full(OBSERVED + bits, -np.inf, np.float32), np.full(OBSERVED + bits, np.inf, np.float32)
         actions = Box(-1.0, 1.0, (4,), np.float32)
         super().__init__(
@@ -102,6 +104,8 @@ class MetaWorld(Simulated):
             mine = [self.names[(row * self.tasks + i) % len(self.names)] for i in range(self.tasks)]
             if self.split == "train":
                 picked = [pool[name][rng.integers(self.goals)] for name in mine]
+                if self.mixed:
+                    picked = [mix(task, pool[task.name], rng) for task in picked]
             else:
                 turn = [(row * self.tasks + i) // len(self.names) for i in range(self.tasks)]
                 picked = [pool[name][k % self.goals] for name, k in zip(mine, turn, strict=True)]
@@ -247,6 +251,17 @@ def moved(task: Task, metres: float, rng: np.random.Generator) -> Task:
     finally:
         env._random_reset_space = space  # noqa: SLF001
     return Task(task.name, np.array(env._last_rand_vec))  # noqa: SLF001
+
+
+def mix(task: Task, pool: tuple[Task, ...], rng: np.random.Generator) -> Task:
+    """The same goal, with things where they lie in another task of the pool. Not nearer to the goal than things are anywhere
+    in the pool: simulators refuse what is too near, each with a bound of its own."""
+    vectors = np.stack([other.vector for other in pool])
+    if vectors.shape[1] < 6:  # where things lie is the task
+        return task
+    bound = np.linalg.norm(vectors[:, :2] - vectors[:, -3:-1], axis=1).min()
+    far = np.linalg.norm(vectors[:, :2] - task.vector[-3:-1], axis=1) >= bound
+    return Task(task.name, np.append(vectors[rng.choice(np.flatnonzero(far))][:-3], task.vector[-3:]))
 
 
 @cache

@@ -38,6 +38,10 @@ class Trials(VectorEnv[Array, Array, Array]):
     unit = 1.0
     success: Array | None = None
     hidden_size = 0
+    hidden_moves = False  # whether `hidden` changes from step to step, not from episode to episode
+    regret: Array | None = (
+        None  # [N]: what the last action cost one who knows the task and goes on best, where that is known
+    )
     restarts = 0  # of simulators that failed
     revisits = False  # whether a trial has several tasks, to which it returns
 
@@ -70,7 +74,7 @@ class Trials(VectorEnv[Array, Array, Array]):
         raise NotImplementedError
 
     def hidden(self) -> Array:
-        """What the task is now, in numbers of about -1 to 1 that are kept from the learner: [N, hidden_size]."""
+        """What the task is now, in a few small numbers that are kept from the learner: [N, hidden_size]."""
         return np.zeros((self.num_envs, 0))
 
     @property

@@ -15,6 +15,7 @@ from algos.config import configure
 from algos.rl2 import regret_by_visit
 from envs.bandits import Bandits, Barcodes
 from envs.mdps import MDPs
+from envs.reach import Reach
 from envs.trials import Trials
 from nestmem.cli import main
 from nestmem.errors import UserError
@@ -104,6 +105,34 @@ def test_tokens_say_what_came_before():
     assert (found.seen.paid[:, 1:, 0] == found.rewards[:, :-1]).all() and found.seen.ended[:, 1:].all()
 
 
+def test_tokens_say_what_moved_and_what_it_gained():
+    """Only within an episode: where one begins the hand has moved by nobody's doing."""
+    env = Reach(3, episodes=2, horizon=4)
+    found = ppo.collect(agent(env), env, "task", torch.Generator().manual_seed(0), seed=0)
+    look, seen = found.seen.observation, found.seen
+    for t in range(env.steps):
+        moved = torch.zeros(3, 8) if t % 4 == 0 else look[:, t] - look[:, t - 1]
+        compared = t % 4 != 1 and t > 0  # what the first step of an episode paid has nothing to be compared with
+        gained = found.rewards[:, t - 1] - found.rewards[:, t - 2] if compared else torch.zeros(3)
+        assert torch.equal(seen.moved[:, t], moved) and torch.equal(seen.gained[:, t, 0], gained)
+    blind = ppo.collect(agent(env), env, "task", torch.Generator().manual_seed(0), seed=0, blind=True)
+    assert not blind.seen.gained.any() and not blind.seen.paid.any()
+
+
+def test_the_policy_acts_on_its_guess_and_does_not_bend_it():
+    env = Reach(3, episodes=1, horizon=4)
+    torch.manual_seed(0)
+    model = Agent(env, lambda fields: registry.build("lstm", fields.width, fields), width=16, infer=True)
+    found = ppo.collect(model, env, "task", torch.Generator().manual_seed(0), seed=0)
+    policy, _, guess = model.whole(found.seen)
+    assert guess.shape == found.hidden.shape == (3, 4, 3)
+    policy.mean.square().sum().backward(retain_graph=True)
+    assert all(p.grad is None for p in model.guess.parameters())
+    with torch.no_grad():
+        model.guess[-1].bias += 1
+    assert not torch.isclose(model(found.seen)[0].mean, policy.mean).all()
+
+
 def test_advantages_are_the_textbook_sum():
     rewards, values = torch.rand(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gamma, lam = 0.9, 0.7
@@ -188,6 +217,21 @@ def test_a_bandit_is_learned(tmp_path):
     assert found["return"].mean > random + 0.6 * (greedy - random)
 
 
+def test_a_world_is_learned_from_what_actions_cost(tmp_path):
+    sizes = [
+        "env.states=3",
+        "env.actions=3",
+        "env.episodes=5",
+        "env.horizon=4",
+        "algo.minibatches=4",
+        "trainer.tasks=200",
+    ]
+    changes = ["trainer.steps=16", "trainer.test_tasks=2000", "trainer.eval_every=16", "trainer.lr=1e-2"]
+    found = fitted(tmp_path / "run", ["experiment=mdp10", *SMALL, *sizes, *changes])["numbers"]
+    random, greedy = (found[f"return, {name}"].mean for name in ("random", "greedy on the posterior mean"))
+    assert found["return"].mean > random + 0.6 * (greedy - random)
+
+
 def test_weights_of_another_run_are_the_start(trained, tmp_path):
     same = configure([*TINY, f"algo.start={trained}", f"run={tmp_path}/b", "env.episodes=9"])
     weights = load_file(trained / "checkpoints/step-00000006/tensors.safetensors")
@@ -209,6 +253,7 @@ def test_regret_of_one_who_knows_is_nothing():
         (["memory=none"], "memory: algo=rl2 needs one, got none"),
         (["algo.minibatches=33"], "algo.minibatches: expected 1 to trainer.tasks (32), got 33"),
         (["algo.clear=never"], "algo.clear: expected task or episode, got 'never'"),
+        (["algo.credit=all"], "algo.credit: expected reward or regret, got 'all'"),
         (["algo.lam=2"], "algo.lam: expected 0 to 1, got 2.0"),
         (["env.arms=1"], "arms: expected at least 2, got 1"),
     ],
@@ -217,6 +262,11 @@ def test_mistakes_are_one_sentence(changes, says, tmp_path, capsys):
     assert main(["train", *TINY, *changes, f"run={tmp_path}/run"]) == 2
     assert says in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "run").exists()
+
+
+def test_credit_by_regret_needs_an_env_that_knows_it():
+    with pytest.raises(UserError, match="expected reward, as what an action costs is not known"):
+        build.problem(configure([*BARCODES, "algo.credit=regret", "run=unused"]))
 
 
 def test_trials_and_rl2_go_together():

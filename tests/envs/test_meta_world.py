@@ -70,6 +70,25 @@ def test_held_out_trials_go_through_the_goals_in_order_and_training_draws_them()
     assert [env.task(row) for row in range(GOALS)] == list(meta_world.draw("reach-v3", "test", GOALS, 0))
 
 
+def test_mixed_training_pairs_goals_with_things_of_other_tasks():
+    """What is seen no longer names the goal; goals and places are those of training tasks. Held-out tasks stay as they are."""
+    pool = meta_world.draw("reach-v3", "train", GOALS, 0)
+    goals, things = ({tuple(task.vector[part]) for task in pool} for part in (slice(3, 6), slice(0, 3)))
+    env = reach(4, horizon=1, episodes=1, mixed=True)
+    found = set()
+    for seed in range(6):
+        env.reset(seed=seed)
+        for row, sim in enumerate(env.sims):
+            vector = env.task(row).vector
+            assert (sim._target_pos == vector[3:]).all() and np.allclose(env.seen[row, 4:6], vector[:2], atol=0.01)
+            found.add((tuple(vector[3:]), tuple(vector[:3])))
+    assert {goal for goal, _ in found} <= goals and {thing for _, thing in found} <= things
+    assert len({goal for goal, _ in found}) < len(found)
+    held_out = reach(GOALS, split="test", mixed=True)
+    held_out.reset(seed=0)
+    assert [held_out.task(row) for row in range(GOALS)] == list(meta_world.draw("reach-v3", "test", GOALS, 0))
+
+
 def test_a_kept_start_is_what_the_package_resets_to():
     """The first episode starts with the simulator's own reset, the second from the snapshot; another row takes it over, too."""
     env = reach(1, horizon=25)

@@ -118,6 +118,26 @@ def test_planning_agrees_with_following_the_plan():
     assert got.mean() == pytest.approx(env.known().mean(), abs=0.12)  # four standard errors
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: MDPs(8000, 2, 4, 3, 2), lambda: Bandits(8000, episodes=8)], ids=["mdps", "bandits"]
+)
+def test_regret_is_what_returns_lack(make):
+    """By expectation: luck in rewards and in where steps lead is left out of it, and nothing else."""
+    env, rng = make(), np.random.default_rng(0)
+    env.reset(seed=0)
+    paid, lost = np.zeros(env.num_envs), np.zeros(env.num_envs)
+    for _ in range(env.steps):
+        if env.hidden_size:
+            told = env.hidden()
+            assert (told.min(1) == 0).all(), "the best action costs nothing"
+        actions = rng.integers(env.single_action_space.n, size=env.num_envs)
+        paid += env.step(actions)[1]
+        assert (env.regret >= 0).all() and (not env.hidden_size or (env.regret == told[env.rows, actions]).all())
+        lost += env.regret
+    gap = paid - (env.known().sum(1) - lost)
+    assert abs(gap.mean()) < 5 * gap.std() / np.sqrt(env.num_envs) and lost.mean() > 1
+
+
 def test_the_exact_optimum():
     assert known.optimum(1, 3) == pytest.approx(1 / 2)
     assert known.optimum(2, 2) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3 + 1 / 2 * 1 / 2)  # stay after a win, else change
@@ -162,6 +182,8 @@ def test_planners_on_worlds():
     got = {kind: play_mdp(MDPs(300), kind, seed=0).sum(1).mean() for kind in ("random", "greedy", "beb", "psrl")}
     assert got["random"] == pytest.approx(100, abs=5) and 128 < got["psrl"] < 145  # published: 100.1 and 138.1
     assert min(got["greedy"], got["beb"]) > got["psrl"]
+    assert play_mdp(MDPs(300), "psrl", seed=0, prior=0.0).sum(1).mean() == pytest.approx(138.1, abs=6)
+    assert play_mdp(MDPs(300), "greedy", seed=0, every=1).sum(1).mean() > got["greedy"] + 3
 
 
 @pytest.mark.parametrize(
