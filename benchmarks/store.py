@@ -1,6 +1,8 @@
 """Claims store-puts-vs-PEER, store-search-100k-vs-PEER, store-recall-100k: the store beside what one would pick instead.
 
     python -m benchmarks.store [SIZES]        default 10000,100000; with 1000000 about an hour and 10 GB of memory
+    python -m benchmarks.store puts           single puts alone
+    python -m benchmarks.store index          the approximate index beside a million
     python -m benchmarks.store crash [whole]  claim store-crash: SIGKILL at every commit point of every operation on SQLite,
                                               and at four of a client of servers and shards; whole: at all of those, too
     python -m benchmarks.store failover       claim store-failover-lost: two real PostgreSQL servers, the primary killed under load
@@ -34,164 +36,10 @@ import numpy as np
 import torch
 
 from benchmarks.results import load, row, save
-from nestmem.store import Filter, New, Store
+from benchmarks.store_systems import GROUPS, PEERS, K, Ours, data
 
-DIM, GROUPS, K, ROUNDS, SINGLE, QUERIES, BATCH = 128, 10, 10, 5, 60, 20, 1000
-
-
-def data(many: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Unit vectors [N, 128] in clusters, as embeddings are."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(200, DIM))
-    made = np.empty((many, DIM), dtype=np.float32)
-    for start in range(0, many, 100_000):
-        some = min(100_000, many - start)
-        rows = centres[rng.integers(200, size=some)] + 0.7 * rng.normal(size=(some, DIM))
-        made[start : start + some] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return made
-
-
-class Ours:
-    name = "nestmem.store, SQLite"
-
-    def __init__(self, folder: Path):
-        self.path = folder / "memory.db"
-        self.open()
-        self.store.space("v", DIM)
-
-    def open(self, index: str = "") -> None:
-        self.store = Store(self.path, index=index)
-
-    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
-        self.store.put_many(
-            [
-                New(
-                    f"item {first + i}",
-                    key=str(first + i),
-                    run=str((first + i) % GROUPS),
-                    vectors={"v": torch.from_numpy(r)},
-                )
-                for i, r in enumerate(rows)
-            ]
-        )
-
-    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
-        where = None if group is None else Filter(runs=[str(group)])
-        found = self.store.search(vector=torch.from_numpy(query), space="v", k=K, where=where)
-        return [int(hit.item.key) for hit in found.hits]
-
-    def close(self) -> None:
-        self.store.close()
-
-
-class SqliteVec:
-    name = "sqlite-vec"
-
-    def __init__(self, folder: Path):
-        self.path = folder / "vec.db"
-        self.open()
-        self.db.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, text TEXT)")
-        self.db.execute(
-            "CREATE VIRTUAL TABLE v USING vec0("
-            f"id INTEGER PRIMARY KEY, g INTEGER PARTITION KEY, e float[{DIM}] distance_metric=cosine)"
-        )
-
-    def open(self) -> None:
-        import apsw
-        import sqlite_vec
-
-        self.db = apsw.Connection(str(self.path))
-        self.db.enable_load_extension(True)
-        self.db.load_extension(sqlite_vec.loadable_path())
-        self.db.execute("PRAGMA journal_mode=WAL")
-        self.db.execute("PRAGMA synchronous=FULL")
-
-    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
-        with self.db:
-            items = [(first + i, f"item {first + i}") for i in range(len(rows))]
-            self.db.executemany("INSERT INTO item VALUES (?, ?)", items)
-            vectors = [(first + i, (first + i) % GROUPS, r.tobytes()) for i, r in enumerate(rows)]
-            self.db.executemany("INSERT INTO v(id, g, e) VALUES (?, ?, ?)", vectors)
-
-    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
-        only = "" if group is None else f" AND g = {group}"
-        asked = f"SELECT v.id, item.text FROM v JOIN item ON item.id = v.id WHERE e MATCH ? AND k = {K}{only}"
-        return [ident for ident, _ in self.db.execute(asked, (query.tobytes(),))]
-
-    def close(self) -> None:
-        self.db.close()
-
-
-class Lance:
-    name = "LanceDB"
-
-    def __init__(self, folder: Path):
-        self.path = folder / "lance"
-        import pyarrow as pa
-
-        self.schema = pa.schema(
-            [("id", pa.int64()), ("g", pa.int64()), ("text", pa.string()), ("e", pa.list_(pa.float32(), DIM))]
-        )
-        import lancedb
-
-        lancedb.connect(str(self.path)).create_table("t", schema=self.schema)
-        self.open()
-
-    def open(self) -> None:
-        import lancedb
-
-        self.table = lancedb.connect(str(self.path)).open_table("t")
-
-    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
-        import pyarrow as pa
-
-        ids = np.arange(first, first + len(rows))
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), DIM)
-        texts = pa.array([f"item {i}" for i in ids])
-        self.table.add(pa.table([pa.array(ids), pa.array(ids % GROUPS), texts, vectors], schema=self.schema))
-
-    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
-        asked = self.table.search(query).distance_type("cosine").limit(K)
-        if group is not None:
-            asked = asked.where(f"g = {group}", prefilter=True)
-        return [hit["id"] for hit in asked.to_list()]
-
-    def close(self) -> None:
-        del self.table
-
-
-class Chroma:
-    name = "Chroma"
-
-    def __init__(self, folder: Path):
-        self.path = folder / "chroma"
-        self.open()
-
-    def open(self) -> None:
-        import chromadb
-
-        self.client = chromadb.PersistentClient(str(self.path), settings=chromadb.Settings(anonymized_telemetry=False))
-        self.table = self.client.get_or_create_collection("items", metadata={"hnsw:space": "cosine"})
-
-    def put(self, first: int, rows: np.ndarray[Any, Any]) -> None:
-        ids = range(first, first + len(rows))
-        self.table.add(
-            ids=[str(i) for i in ids], embeddings=rows, documents=[f"item {i}" for i in ids],
-            metadatas=[{"g": i % GROUPS} for i in ids],
-        )  # fmt: skip
-
-    def search(self, query: np.ndarray[Any, Any], group: int | None) -> list[int]:
-        where = None if group is None else {"g": group}
-        return [int(i) for i in self.table.query(query_embeddings=[query], n_results=K, where=where)["ids"][0]]
-
-    def close(self) -> None:
-        from chromadb.api.shared_system_client import SharedSystemClient
-
-        del self.table, self.client
-        SharedSystemClient.clear_system_cache()
-
-
-PEERS = {"sqlite-vec": (SqliteVec, "sqlite_vec"), "lancedb": (Lance, "lancedb"), "chroma": (Chroma, "chromadb")}
+ROUNDS, QUERIES, BATCH = 5, 20, 1000
+TURNS, SINGLE = 40, 10  # short turns, since how long a disk takes to sync changes from second to second
 
 
 CAPS = {"chroma": 100_000}  # no more items than this
@@ -206,9 +54,10 @@ def work(kind: Any, folder: Path, given: tuple[Path, int, int], pipe: Connection
         what, given = asked
         start = time.perf_counter()
         if what == "single":
+            began = time.process_time()
             for i in given:
                 system.put(i, spare[i : i + 1])
-            pipe.send(time.perf_counter() - start)
+            pipe.send((time.perf_counter() - start, time.process_time() - began))
         elif what == "batch":
             rows = np.array(vectors[given[0] : given[1]])
             start = time.perf_counter()
@@ -254,26 +103,46 @@ class Worker:
         self.process.join()
 
 
-def measure(sizes: list[int]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def installed() -> dict[str, Any]:
     known = {"ours": Ours} | {n: kind for n, (kind, module) in PEERS.items() if importlib.util.find_spec(module)}
     for name in set(PEERS) - set(known):
         print(f"{name} is not installed and left out: uv sync --group bench")
+    return known
+
+
+def puts() -> list[dict[str, Any]]:
+    """Durable single puts: by the clock, which the disk decides, and in CPU time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "vectors.npy"
+        np.save(file, data(1))
+        counts = (file, 1, (TURNS + 1) * SINGLE)
+        systems = {name: Worker(kind, Path(scratch) / name, counts) for name, kind in installed().items()}
+        rates: dict[str, list[float]] = {name: [] for name in systems}
+        spent: dict[str, list[float]] = {name: [] for name in systems}
+        for turn in range(TURNS + 1):
+            for name, system in systems.items():
+                wall, cpu = system("single", range(turn * SINGLE, (turn + 1) * SINGLE))
+                if turn:  # the first warms up
+                    rates[name].append(SINGLE / wall)
+                    spent[name].append(1e6 * cpu / SINGLE)
+        for system in systems.values():
+            system.close()
+    note = f"one item a commit, {TURNS} turns of {SINGLE}"
+    return [
+        *_rows("store-puts", rates, "puts/s", note=note),
+        *_rows("store-puts-cpu", spent, "µs of CPU", note=note),
+        *_ratios("store-puts-vs", rates, better=max),
+    ]
+
+
+def measure(sizes: list[int]) -> list[dict[str, Any]]:
+    rows, known = puts(), installed()
     queries = data(ROUNDS * QUERIES, seed=1)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "vectors.npy"
         np.save(file, data(max(sizes)))
-        vectors, counts = np.load(file, mmap_mode="r"), (file, ROUNDS * QUERIES, ROUNDS * SINGLE)
-        systems = {name: Worker(kind, Path(scratch) / f"{name}-1", counts) for name, kind in known.items()}
-        rates: dict[str, list[float]] = {name: [] for name in systems}
-        for trial in range(ROUNDS):
-            for name, system in systems.items():
-                rates[name].append(SINGLE / system("single", range(trial * SINGLE, (trial + 1) * SINGLE)))
-        rows += _rows("store-puts", rates, "puts/s", note=f"one item a commit, {ROUNDS} rounds of {SINGLE}")
-        rows += _ratios("store-puts-vs", rates, better=max)
-        for system in systems.values():
-            system.close()
-        systems = {name: Worker(kind, Path(scratch) / f"{name}-2", counts) for name, kind in known.items()}
+        vectors, counts = np.load(file, mmap_mode="r"), (file, ROUNDS * QUERIES, 1)
+        systems = {name: Worker(kind, Path(scratch) / name, counts) for name, kind in known.items()}
         filled = 0
         for size in sizes:
             for name in [name for name in systems if CAPS.get(name, size) < size]:
@@ -291,12 +160,35 @@ def measure(sizes: list[int]) -> list[dict[str, Any]]:
                 note = f"{vectors[:size].nbytes:,} bytes of vectors"
                 rows.append(row(f"store-bytes-{_short(size)}", system.name, took, unit="bytes", n=1, note=note))
                 rows.append(row(f"store-start-{_short(size)}", system.name, start, unit="ms to a first answer", n=1))
-            if size >= 100_000 and importlib.util.find_spec("usearch"):
-                rows += _approximate(systems["ours"], vectors[:size], queries, size)
             save_rows(rows)
         for system in systems.values():
             system.close()
     return rows
+
+
+def approximate(size: int) -> list[dict[str, Any]]:
+    """Ours with the index that is asked for beside the exact scan: what it takes to make, a search, and recall."""
+    queries, times, hits = data(ROUNDS * QUERIES, seed=1), [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "vectors.npy"
+        np.save(file, data(size))
+        ours = Worker(Ours, Path(scratch) / "ours", (file, len(queries), 1))
+        for first in range(0, size, BATCH):
+            ours("batch", (first, min(first + BATCH, size)))
+        made = ours("index", "usearch")
+        exact = scores(queries, np.load(file, mmap_mode="r"))
+        for trial in range(ROUNDS):
+            mine = range(trial * QUERIES, (trial + 1) * QUERIES)
+            spent, found = ours("search", [(q, None) for q in mine])
+            times.append(median(spent))
+            hits += [sum(exact[q, i] >= _last(exact[q]) for i in ids) / K for q, ids in zip(mine, found)]
+        ours.close()
+    name, spread = "nestmem.store, usearch", dict(low=min(times), high=max(times))
+    note = f"made in {made:.0f} s of CPU"
+    return [
+        row(f"store-index-{_short(size)}", name, median(times), unit="ms of CPU", n=ROUNDS, note=note, **spread),
+        row(f"store-recall-index-{_short(size)}", name, 100 * float(np.mean(hits)), unit="%", n=len(hits)),
+    ]
 
 
 def _searches(
@@ -329,33 +221,13 @@ def _searches(
 
 def scores(queries: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """All of them, in float64 [Q, N]."""
-    pieces = [vectors[start : start + 100_000].astype(np.float64) for start in range(0, len(vectors), 100_000)]
-    return np.concatenate([queries.astype(np.float64) @ piece.T for piece in pieces], 1)
+    asked, pieces = queries.astype(np.float64), range(0, len(vectors), 100_000)
+    return np.concatenate([asked @ vectors[start : start + 100_000].astype(np.float64).T for start in pieces], 1)
 
 
 def _last(each: np.ndarray[Any, Any]) -> float:
     """What a hit must score to be among the K best; equal ones count."""
     return float(np.partition(each, len(each) - K)[len(each) - K]) - 1e-6
-
-
-def _approximate(
-    ours: Worker, vectors: np.ndarray[Any, Any], queries: np.ndarray[Any, Any], size: int
-) -> list[dict[str, Any]]:
-    """Ours with the index: what it takes to make, a search, and recall."""
-    name, made = "nestmem.store, usearch", ours("index", "usearch")
-    exact, times, hits = scores(queries, vectors), [], []
-    for trial in range(ROUNDS):
-        mine = range(trial * QUERIES, (trial + 1) * QUERIES)
-        spent, found = ours("search", [(q, None) for q in mine])
-        times.append(median(spent))
-        hits += [sum(exact[q, i] >= _last(exact[q]) for i in ids) / K for q, ids in zip(mine, found)]
-    ours("index", "")
-    note = f"made in {made:.0f} s of CPU"
-    spread = dict(low=min(times), high=max(times), note=note)
-    return [
-        row(f"store-search-{_short(size)}", name, median(times), unit="ms of CPU", n=ROUNDS, **spread),
-        row(f"store-recall-{_short(size)}", name, 100 * float(np.mean(hits)), unit="%", n=len(hits)),
-    ]
 
 
 def save_rows(new: list[dict[str, Any]]) -> None:
@@ -433,6 +305,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:] == ["failover"]:
         new = failover()
+    elif sys.argv[1:] == ["index"]:
+        new = approximate(1_000_000)
+    elif sys.argv[1:] == ["puts"]:
+        new = puts()
     elif sys.argv[1:2] == ["crash"]:
         new = crash(sys.argv[2:] == ["whole"])
     else:

@@ -37,8 +37,9 @@ from nestmem.store.reader import Reader
 from nestmem.store.retention import Retention
 from nestmem.store.rows import Filter
 from nestmem.store.segment import Episodes
-from nestmem.store.store import Diff, Erased, Store, restore
+from nestmem.store.store import Diff, Store, restore
 from nestmem.store.verify import Report
+from nestmem.store.writer import Erased
 
 __all__ = [
     "L0",

@@ -24,6 +24,7 @@ from nestmem.durable import sync
 
 Array = np.ndarray[Any, Any]
 OVERSAMPLE = 4
+EXPANSION = 1024  # nodes a search keeps: of 50,000 clustered vectors 64 miss 29 % of the nearest, 512 3 %, 1024 1 %
 METRICS = {"cosine": "ip", "dot": "ip", "l2": "l2sq"}  # rows for cosine are of length one
 
 
@@ -31,7 +32,7 @@ class Graph:
     """The graph of the rows of a block, named by their seqs."""
 
     def __init__(self, dim: int, metric: str):
-        self._index = Index(ndim=dim, metric=METRICS[metric], dtype="f16")
+        self._index = Index(ndim=dim, metric=METRICS[metric], dtype="f16", expansion_search=EXPANSION)
 
     def __len__(self) -> int:
         return len(self._index)

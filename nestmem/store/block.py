@@ -191,7 +191,11 @@ def prepared(matrix: Tensor, metric: str) -> Tensor:
 
 def asked(query: Tensor, metric: str) -> Tensor:
     """A query [D] alike."""
-    return query / max(float(np.linalg.norm(query.numpy())), 1e-12) if metric == "cosine" else query
+    return (
+        torch.from_numpy(query.numpy() / max(np.linalg.norm(query.numpy()), np.float32(1e-12)))
+        if metric == "cosine"
+        else query
+    )
 
 
 def similarity(matrix: Tensor, query: Tensor, metric: str) -> Tensor:

@@ -80,7 +80,7 @@ class VectorCache:
         """The block as of the generation that `conn` sees. The caller holds `lock` while it uses it."""
         now = last_commit(conn)
         held = self._blocks.get((namespace, of.name)) or self._from_disk(namespace, of)
-        if held is None or not known(conn, held.stamp) or held.stamp[0] > now[0]:
+        if held is None or (held.stamp != now and (held.stamp[0] > now[0] or not known(conn, held.stamp))):
             held = Block(of, now)
             held.replace(held.seqs, load(conn, space, of, and_(item.c.namespace == namespace, visible(None))))
         elif held.stamp != now:

@@ -22,7 +22,8 @@ from nestmem.store.policies import Derived, Policy
 from nestmem.store.rows import COLUMNS, IN_TIME, need_space, spaces, to_item, unpack, visible
 from nestmem.store.schema import item, job, link, vector
 from nestmem.store.shards import Shards
-from nestmem.store.writes import Row, add, cut, keys, prepare, retire, tie
+from nestmem.store.versions import retire
+from nestmem.store.writes import Row, add, cut, keys, prepare, tie
 
 TRIES = 3
 

@@ -14,10 +14,10 @@ from sqlalchemy import and_, insert, select, update
 
 from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
 from nestmem.store.model import PROC, Dynamics
+from nestmem.store.removal import forget
 from nestmem.store.retention import Retention, harmful, utility_bound
 from nestmem.store.rows import get_dynamics, need_items, visible
 from nestmem.store.schema import dynamics, item, link
-from nestmem.store.writes import forget
 
 
 class Tick(NamedTuple):
