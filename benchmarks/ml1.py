@@ -31,10 +31,7 @@ from nestmem.probes import mean_interval, ratio_interval
 ROOT = Path("runs/ml1")
 RUNS: dict[str, tuple[list[str], str]] = {
     "lstm": (["experiment=ml1_reach"], "RL2, LSTM"),
-    "lstm-end": (
-        ["experiment=ml1_reach", "algo.start={lstm}", "trainer.lr=1.5e-3", "trainer.steps=60"],
-        "RL2, LSTM, second stage",
-    ),
+    "lstm-end": (["experiment=ml1_reach_end", "algo.start={lstm}"], "RL2, LSTM, second stage"),
     "lstm-plain": (
         ["experiment=ml1_reach", "algo.baseline=critic", "algo.infer=0"],
         "RL2, LSTM, not told the goal in training",
