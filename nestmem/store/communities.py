@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nestmem.store.model import Item
-from nestmem.store.policies import Derived, Summarise, digest_of, medoid
+from nestmem.store.policies import Derived, Summarise, above, medoid
 
 
 def communities(vectors: Tensor, threshold: float = 0.5, rounds: int = 20) -> list[int]:
@@ -67,13 +67,8 @@ class Communities:
         groups: dict[int, list[int]] = {}
         for place, label in enumerate(communities(vectors, self.threshold, self.rounds)):
             groups.setdefault(label, []).append(place)
-        found = []
-        for members in groups.values():
-            if len(members) >= self.smallest:
-                digest = digest_of([items[m] for m in members])
-                vector = vectors[members].mean(0)
-                found.append(Derived(self.source + 1, "summary", tuple(members), vector, digest, True))
-        return found
+        large = [members for members in groups.values() if len(members) >= self.smallest]
+        return [above(members, items, vectors, self.source + 1) for members in large]
 
     def describe(self, members: Sequence[Item], vectors: Tensor) -> str:
         return self.summarise(members, vectors)

@@ -65,6 +65,13 @@ def digest_of(members: Sequence[Item]) -> dict[str, Any]:
     return {"count": len(members), "from": min(begins), "to": max(ends)}
 
 
+def above(members: Sequence[int], items: Sequence[Item], vectors: Tensor, level: int) -> Derived:
+    """A summary of some of the items [N] with vectors [N, D]: it contains them and lies at their mean."""
+    places = list(members)
+    digest = digest_of([items[m] for m in places])
+    return Derived(level, "summary", tuple(places), vectors[places].mean(0), digest, True)
+
+
 @dataclass(frozen=True)
 class PyramidMerge:
     """Older spans grow wider: at most `capacities[g]` items stand free at level g (the verbatim items below always

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nestmem.store.model import Item
-from nestmem.store.policies import Derived, Summarise, digest_of, medoid
+from nestmem.store.policies import Derived, Summarise, above, medoid
 
 
 def boundaries(vectors: Tensor, mode: str = "dip", window: int = 3, gamma: float = 1.0) -> list[int]:
@@ -85,12 +85,7 @@ class Episodes:
         return list(itertools.pairwise(cuts))
 
     def derive(self, items: Sequence[Item], vectors: Tensor) -> list[Derived]:
-        found = []
-        for first, end in self.spans(vectors):
-            members = tuple(range(first, end))
-            digest = digest_of([items[m] for m in members])
-            found.append(Derived(self.source + 1, "summary", members, vectors[first:end].mean(0), digest, True))
-        return found
+        return [above(range(*span), items, vectors, self.source + 1) for span in self.spans(vectors)]
 
     def describe(self, members: Sequence[Item], vectors: Tensor) -> str:
         return self.summarise(members, vectors)
