@@ -99,6 +99,7 @@ class RL2:
     credit: str = (
         "reward"  # regret: actions are judged by what they cost one who knows the task, in envs that can say it
     )
+    bonus: float = 0.0  # a step that meets the goal is credited with so much more than it is paid, in learning alone
     start: str = ""  # a run of the same shape whose weights are the start
 
 

@@ -73,6 +73,8 @@ class RL2Problem:
         self.hold(agent, make_env, others, algo, options, seeds, device, protocol)
         if algo.credit == "regret" and self.env.regret is None:
             raise UserError("algo.credit: expected reward, as what an action costs is not known in this env")
+        if algo.bonus and self.env.success is None:
+            raise UserError(f"algo.bonus: expected 0, as this env has no goal to meet, got {algo.bonus}")
         longest = self.env.steps if algo.gamma == 1 else min(self.env.steps, 1 / (1 - algo.gamma))
         critic = algo.baseline != "linear"
         scale = float(longest) * self.env.unit
@@ -101,7 +103,7 @@ class RL2Problem:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""
         algo, found = self.algo, ppo.collect(self.learner, self.env, self.algo.clear, self.generator)
         values = self.terms.scale * found.values
-        rewards = -found.regret if algo.credit == "regret" else found.rewards
+        rewards = self.credited(found)
         if algo.baseline == "linear":
             values = ppo.linear_values(found.seen.observation, rewards, algo.gamma)
         advantage = ppo.advantages(rewards, values, algo.gamma, algo.lam)
@@ -123,6 +125,12 @@ class RL2Problem:
         metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         metrics |= {"reward": float(found.rewards.mean()), "explained": float(explained)}
         return metrics | self.reached(found)
+
+    def credited(self, found: ppo.Rollout) -> Tensor:
+        """What learning takes the steps to have paid [N, T]; the agent is told the rewards themselves."""
+        if self.algo.credit == "regret":
+            return -found.regret
+        return found.rewards + self.algo.bonus * found.success
 
     def reached(self, found: ppo.Rollout) -> dict[str, float]:
         """Success in percent and simulators started anew, for the log, where a family has them."""

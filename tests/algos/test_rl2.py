@@ -264,6 +264,17 @@ def test_mistakes_are_one_sentence(changes, says, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_learning_credits_the_goal_and_the_agent_is_told_rewards():
+    sizes = ["algo.bonus=2", "algo.minibatches=2", "trainer.tasks=4", "env.horizon=30"]
+    problem = build.problem(configure(["experiment=reach", *sizes, "run=unused"]))
+    _, found = problem.play("train", 4)
+    at_goal = found._replace(success=torch.ones_like(found.success))
+    torch.testing.assert_close(problem.credited(at_goal), found.rewards + 2)
+    assert (found.seen.paid[:, 1:, 0] == found.rewards[:, :-1]).all()
+    with pytest.raises(UserError, match="expected 0, as this env has no goal to meet"):
+        build.problem(configure([*TINY, "algo.bonus=1", "run=unused"]))
+
+
 def test_credit_by_regret_needs_an_env_that_knows_it():
     with pytest.raises(UserError, match="expected reward, as what an action costs is not known"):
         build.problem(configure([*BARCODES, "algo.credit=regret", "run=unused"]))
