@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nestmem.store.approximate import Graph
 
 Array = np.ndarray[Any, Any]
+KEPT = 64  # filters whose rows are kept
 WASTE = 0.25  # share of dead rows at which a block is packed
 TEXTS = ("kind", "root", "writer", "run")
 FACTS: dict[str, Any] = {
@@ -104,12 +105,14 @@ class Block:
     def chosen(self, where: Filter) -> Part:
         """The rows that meet a filter of which everything is known here (`Filter.lasting`).
 
-        What was asked last is kept, up to as many rows as there are, until the block changes.
+        Those asked for last are kept, up to as many rows as there are, until the block changes.
         """
-        asked = where.key
-        part = self._parts.pop(asked, None) or self._part(self._mask(where))
-        self._parts[asked] = part  # the newest last
-        while len(self._parts) > 1 and sum(len(p.rows) for p in self._parts.values()) > len(self.seqs):
+        key = where.key
+        part = self._parts.pop(key, None) or self._part(self._mask(where))
+        self._parts[key] = part  # the newest last
+        while len(self._parts) > 1 and (
+            len(self._parts) > KEPT or sum(len(p.rows) for p in self._parts.values()) > len(self.seqs)
+        ):
             del self._parts[next(iter(self._parts))]
         return part
 
@@ -191,11 +194,9 @@ def prepared(matrix: Tensor, metric: str) -> Tensor:
 
 def asked(query: Tensor, metric: str) -> Tensor:
     """A query [D] alike."""
-    return (
-        torch.from_numpy(query.numpy() / max(np.linalg.norm(query.numpy()), np.float32(1e-12)))
-        if metric == "cosine"
-        else query
-    )
+    if metric != "cosine":
+        return query
+    return torch.from_numpy(query.numpy() / max(np.linalg.norm(query.numpy()), np.float32(1e-12)))
 
 
 def similarity(matrix: Tensor, query: Tensor, metric: str) -> Tensor:

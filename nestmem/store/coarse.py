@@ -73,7 +73,7 @@ class Codes:
 
     def maybe(self, query: Tensor, limit: int) -> Array:
         """Places, ascending, of the rows that may be among the `limit` (fewer than N) nearest to `query` [D]."""
-        q = query.numpy()
+        q = query.numpy().astype(np.float64)
         t = max(float(np.abs(q).max()), 1e-30) / MOST
         d = np.round(q / t)
         products = torch._int_mm(self._codes[: len(self)], torch.from_numpy(d.astype(np.int8))[:, None])  # noqa: SLF001
@@ -87,4 +87,4 @@ class Codes:
         width += 2.0**-21 * len(q) * reach**2 + 1e-6 * (1 + reach)
         scores = near.numpy()
         last = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-        return np.flatnonzero(scores >= last - 2 * width)
+        return np.flatnonzero(~(scores < last - 2 * width))  # what is not a number is not ruled out

@@ -49,6 +49,15 @@ def test_most_rows_are_ruled_out():
     assert len(codes.maybe(prepared(query, "cosine"), 10)) < 2000
 
 
+def test_what_overflows_is_not_ruled_out():
+    rows = torch.full((100, 8), 1e30) * torch.arange(1, 101)[:, None]
+    rows[::2, 0] = 0.0
+    codes = Codes(8, "dot")
+    codes.follow(rows)
+    assert len(codes.maybe(torch.full((8,), 1e30), 5)) == 100
+    assert set(range(95, 100)) <= set(codes.maybe(torch.full((8,), 1e-20), 5).tolist())
+
+
 def test_rows_that_are_alike_are_all_left():
     for matrix in (torch.ones(100, 8), torch.zeros(100, 8)):
         codes = Codes(8, "dot")
