@@ -37,10 +37,13 @@ ROOT = Path("runs/text")
 SEEDS = 3
 NESTED = "nested (LSTM, fast weights, leaky, exact episodes, learning readout)"
 FED = "nested (LSTM, fast weights)"
+WINDOWS = ["memory=window", "memory.window=64", "memory.heads=4", "algo.layers=3"]
 RECALLERS = {
     "nested": (["memory.decay=none", "memory.units=0"], FED),
     "lstm": (["memory=lstm", "memory.hidden=128"], "flat LSTM"),
-    "window": (["memory=window", "memory.window=64", "memory.heads=4", "algo.layers=3"], "three windows of 64 tokens"),
+    "window": (WINDOWS, "three windows of 64 tokens"),
+    "lstm-longer": (["memory=lstm", "memory.hidden=128", "trainer.steps=3000"], "flat LSTM, ten times the updates"),
+    "window-longer": ([*WINDOWS, "trainer.steps=3000"], "three windows of 64 tokens, ten times the updates"),
     "fast": (["memory=deltanet", "memory.key_size=64"], "flat fast weights (DeltaNet)"),
     "titans": (["memory=titans", "memory.key_size=64", "memory.hidden=64"], "Titans"),
 }
