@@ -3,7 +3,7 @@ recurrence-savings-text, text-flatness: long streams of text with a nested memor
 
     python -m benchmarks.text train [PART...] [METHOD...] [SEED...]  runs into runs/text (goes on if interrupted); parts are books,
                                                                      mqar, needle, drift, babilong1 to 3; 3 seeds
-    python -m benchmarks.text far                                    runs on BABILong asked at 32 k, 128 k and a million words
+    python -m benchmarks.text far [NAME...]                          runs on BABILong asked at 32 k, 128 k and a million words
     python -m benchmarks.text throughput [METHOD...]                 tokens/s and peak memory from 10 kB to 1 MB; with
                                                                      titans-pytorch (`uv run --group bench`) its transformer too
     python -m benchmarks.text collect                                rows from what is there; what has no run stays as it was
@@ -118,9 +118,11 @@ def train(arguments: list[str]) -> None:
                     jobs.train([*overrides, f"seed={seed}", f"run={run}"])
 
 
-def far() -> None:
-    """Every finished run on BABILong, beyond the lengths of its own test."""
+def far(names: list[str]) -> None:
+    """Finished runs on BABILong (all, or those whose folders have one of `names`), beyond the lengths of their own test."""
     for path in sorted(ROOT.glob("babilong*/result.json")):
+        if names and not any(name in path.parent.name for name in names):
+            continue
         kept = path.with_name("far.json")
         found = json.loads(kept.read_text()) if kept.exists() else []
         for length, streams in FAR.items():
@@ -327,8 +329,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["train", *rest]:
             train(rest)
-        case ["far"]:
-            far()
+        case ["far", *rest]:
+            far(rest)
         case ["throughput", *rest]:
             throughput(rest)
         case ["collect"]:
