@@ -1,7 +1,7 @@
 """Claims ml1-reach-any, ml1-reach-final and ml1-reach-adaptation: what is reached in Meta-World's reach with goals of a test.
 
     python -m benchmarks.ml1 train NAME SEED [OPTION=VALUE]...   one run into runs/ml1 (goes on if interrupted)
-    python -m benchmarks.ml1 collect [GOALS] [STEPS]             test the newest weights of every run there, finished or not
+    python -m benchmarks.ml1 collect [GOALS] [STEPS] [NAME]...   test the newest weights of these runs, or of all; finished or not
     python -m benchmarks.ml1 official NAME SEED [GOALS] [STEPS]  Meta-World's own evaluator beside ours, on the same weights
 
 Ten episodes to adapt in and three that are scored for every goal, by default 50 goals and episodes as long as in training; with
@@ -70,12 +70,12 @@ def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> go
     return goal_trials.Played(*(np.array(values) for values in json.loads(path.read_text())))
 
 
-def collect(goals: int, steps: int) -> None:
+def collect(goals: int, steps: int, names: list[str]) -> None:
     rows: list[dict[str, Any]] = []
     kept, env = [r for r in load("ml1") if r["claim"] == "ml1-evaluators"], None
     for name, (_, title) in RUNS.items():
         runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
-        if not runs:
+        if not runs or (names and name not in names):
             continue
         trainers = [jobs.restored(jobs.stored_config(run)) for run in runs]
         torch.set_num_threads(1)
@@ -206,4 +206,5 @@ if __name__ == "__main__":
     elif verb == "official":
         official(rest[0], rest[1], *(int(x) for x in (rest[2:] + ["10", "500"][len(rest[2:]) :])))
     else:
-        collect(*(int(x) for x in (rest + ["50", "0"][len(rest) :])))
+        goals, steps = (int(x) for x in (rest[:2] + ["50", "0"][len(rest) :]))
+        collect(goals, steps, rest[2:])

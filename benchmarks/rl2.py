@@ -1,7 +1,7 @@
 """Claims bandit-N-5, mdp-N and barcode-second-visit: what RL^2 gets in trials of tasks it never saw, beside policies made for them.
 
     python -m benchmarks.rl2 train NAME SEED [OPTION=VALUE]...   one run into runs/rl2 (goes on if interrupted)
-    python -m benchmarks.rl2 collect                             test the newest weights of every run there, finished or not
+    python -m benchmarks.rl2 collect [NAME]...                   test the newest weights of these runs, or of all; finished or not
 
 Rows of runs: mean return of a trial on fresh tasks with actions drawn from the policy; the interval is over seeds, or over trials
 if there is one seed. Rows of policies: one pass over the tasks of the first seed, interval over trials.
@@ -63,9 +63,14 @@ def train(name: str, seed: str, extra: list[str]) -> None:
         jobs.train([*options, f"seed={seed}", f"run={run}", *extra])
 
 
-def collect() -> None:
+def collect(names: list[str]) -> None:
+    """Rows of the claims of `names` (all, if none is given) are made anew; those of other claims stay."""
+    claims = {RUNS[name][0] for name in names or RUNS}
+    kept = [r for r in load("rl2") if not any(_of(r, claim) for claim in claims)]
     before, rows, regrets = load("rl2"), [], {}
     for name, (claim, _, title) in RUNS.items():
+        if claim not in claims:
+            continue
         runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
         mine = [r for r in before if r["claim"].removesuffix("-regret") == claim and r["n"]]
         if not runs:
@@ -93,12 +98,17 @@ def collect() -> None:
             rows += _policies(problems[0], claim)
     rows += _regrets(regrets)
     for claim, published in PUBLISHED.items():
-        if any(r["claim"] == claim for r in rows):
+        if claim in claims and any(r["claim"] == claim for r in rows):
             source = "Duan et al. 2016, as listed by github.com/lucaslingle/pytorch_rl2"
             rows += [
                 row(claim, f"published: {name}", value, unit="return", n=0, note=source) for name, value in published
             ]
-    save("rl2", rows)
+    save("rl2", kept + rows)
+
+
+def _of(found: dict[str, Any], claim: str) -> bool:
+    """Whether a row belongs to a claim; the regrets of barcodes are claims of their own."""
+    return bool(found["claim"] == claim or (claim == "barcode" and found["claim"].startswith("barcode-")))
 
 
 def _policies(problem: RL2Problem, claim: str) -> list[dict[str, Any]]:
@@ -160,4 +170,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "train":
         train(sys.argv[2], sys.argv[3], sys.argv[4:])
     else:
-        collect()
+        collect(sys.argv[2:])
