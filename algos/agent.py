@@ -94,9 +94,10 @@ class Agent(nn.Module):
         )
         self.memory = make_memory(self.fields)
         features = self.fields.width + width
-        secret = (env.hidden_size + 2 if env.hidden_size else 1) if informed else 0
+        told = env.hidden_size + 2 if env.hidden_size else 1
+        self.secret = told if informed else 0  # numbers that only the critic is told
         guessed = env.hidden_size if infer else 0
-        self.policy, self.value = head(features + guessed, width, self.actions), head(features + secret, width, 1)
+        self.policy, self.value = head(features + guessed, width, self.actions), head(features + self.secret, width, 1)
         self.guess = head(features, width, guessed) if infer else None
         with torch.no_grad():  # all actions are alike at first
             self.policy[-1].weight.mul_(0.01)

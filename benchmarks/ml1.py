@@ -144,7 +144,7 @@ class Official:
     @torch.no_grad()
     def eval_action(self, told: np.ndarray) -> np.ndarray:
         x = torch.as_tensor(told, dtype=torch.float32)
-        known = x.new_zeros(len(x), self.agent.value[0].in_features - self.agent.policy[0].in_features)
+        known = x.new_zeros(len(x), self.agent.secret)
         look, paid = x[:, :39], 10 * x[:, 43:44]
         moved = (look - self.look) * (1 - self.begins)
         gained = (paid - self.paid) * (1 - self.begins) * (1 - self.began)
