@@ -159,6 +159,7 @@ LESIONS = ("on", "cleared", "frozen", *(f"cleared: {level}" for level in LEVELS)
 PLACES = (512, 1448, 2896, 5793, 11585, 23170, 46341, 92682)
 
 STORES = ("sqlite-vec", "lancedb", "chroma")
+STORE_COSTS = ("batched-puts", "search", "filtered", "recall", "bytes", "start")
 SECTIONS = {
     "few-shot": ["omniglot-5w1s", "omniglot-20w1s", "quickstart-seconds", "quickstart-accuracy", "quickstart-gain"],
     "speed": [
@@ -183,8 +184,12 @@ SECTIONS = {
     ],
     "store": [
         *(f"store-{w}-vs-{peer}" for w in ("puts", "search-100k", "unfiltered-100k") for peer in STORES),
-        *(f"store-{what}" for what in ("puts", "batched-puts-100k", "search-100k", "filtered-100k", "recall-100k")),
+        *(f"store-{what}" for what in ("puts", "puts-cpu", "batched-puts-100k", "search-100k", "filtered-100k", "recall-100k")),
         "store-bytes-100k", "store-start-100k", "store-crash", "store-failover-lost",
+    ],
+    "store-sizes": [
+        *(f"store-{what}-{n}" for n in ("10k", "1M") for what in STORE_COSTS),
+        *(f"store-recall-{n}-filtered" for n in ("10k", "100k", "1M")), "store-index-1M", "store-recall-index-1M",
     ],
     "store-retrieval": ["store-retrieval-planted", "store-retrieval-loogle"],
     "recurring-more": [

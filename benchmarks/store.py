@@ -7,7 +7,8 @@
                                               and at four of a client of servers and shards; whole: at all of those, too
     python -m benchmarks.store failover       claim store-failover-lost: two real PostgreSQL servers, the primary killed under load
 
-Chroma is filled up to 100,000 only: its graph took a single-put's time for every item of a batch, hours for a million.
+Chroma is filled up to 100,000 only: a batch takes it six times what it takes sqlite-vec, and its graph misses half of the
+nearest there already.
 
 Peers: sqlite-vec through apsw, LanceDB and Chroma, from the group `bench`; one that is not installed is left out and
 said so. All get the same clustered unit vectors [N, 128] with a short text and one of ten groups. Each runs in a process
