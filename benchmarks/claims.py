@@ -85,6 +85,8 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "recurrence-savings-omniglot": (("interval above 1", lambda row: (row["low"] or 0) > 1), f"{STORE}, bindings"),
     "first-visit-omniglot": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), f"{STORE}, bindings"),
     "forgetting-omniglot-alphabets": (BELOW, MARGIN),
+    "recurrence-savings-text": (("interval above 1", lambda row: (row["low"] or 0) > 1), ""),
+    "first-visit-text": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), ""),
     "mqar-16x": (at_least(95), TEXT_RECALL),
     "needle-16x": (at_least(95), TEXT_RECALL),
     "text-bpb-by-position": (("above 0", lambda row: (row["low"] or row["value"]) > 0), ""),
@@ -93,6 +95,9 @@ GOALS: dict[str, tuple[Goal, str]] = {
     **{f"store-search-100k-vs-{peer}": (at_least(3), "") for peer in ("sqlite-vec", "lancedb", "chroma")},
     "store-recall-100k": (at_least(100), "nestmem.store, SQLite"),
     "store-crash": (at_least(100), ""),
+    **{f"store-savings-{than}": (AHEAD, "") for than in ("warm", "none")},
+    "store-savings-cleared": (("interval around 0", lambda row: (row["low"] or 0) <= 0 <= (row["high"] or 0)), ""),
+    "store-savings-second-process": (("as in one process", lambda row: row["value"] == 0), ""),
     "store-failover-lost": (at_most(0), ""),
 }
 
@@ -168,7 +173,8 @@ SECTIONS = {
     ],
     "text-more": [
         "text-bpb-by-position", *(f"text-lesion: memory {what}" for what in LESIONS),
-        "forgetting-text", "recurrence-savings-text", *(f"drift-books-after-{i}" for i in (1, 2, 3)),
+        "forgetting-text", "forgetting-text-speeches", "first-visit-text", "recurrence-savings-text", "drift-savings",
+        *(f"drift-books-after-{i}" for i in (1, 2, 3)),
         "text-tokens-per-s", "text-flatness",
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
@@ -192,6 +198,7 @@ SECTIONS = {
         *(f"store-recall-{n}-filtered" for n in ("10k", "100k", "1M")), "store-index-1M", "store-recall-index-1M",
     ],
     "store-retrieval": ["store-retrieval-planted", "store-retrieval-loogle"],
+    "store-savings-by": [f"store-savings-{than}" for than in ("warm", "none", "cleared", "second-process", "carried")],
     "recurring-more": [
         "recurrence-savings-omniglot", "first-visit-omniglot", "recurrence-lesion-bindings", "recurrence-lesion-rules",
     ],
@@ -211,6 +218,10 @@ WIDE = {
 WIDE["recurring-alphabets"] = [
     *(f"alphabets-{name}" for name in ("first-visit", "return", "learned", "final")),
     "forgetting-omniglot-alphabets",
+]
+WIDE["store-savings"] = [
+    *(f"store-savings-visit-{n}" for n in (1, 2, 3)),
+    *(f"store-savings-{what}" for what in ("one-shot", "shots", "steps", "new")),
 ]
 WIDE["text-recall"] = [f"{kind}-{times}x" for kind in ("mqar", "needle") for times in (1, 16)]
 WIDE |= {

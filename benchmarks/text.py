@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from algos import figures, jobs, recall_run
+from algos.text_drift import SLACK
 from benchmarks.results import load, row, save
 from nestmem.probes import mean_interval
 
@@ -207,7 +208,7 @@ def collect() -> None:
             results = [loaded(p) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
             if results:
                 rows += summary(part, title, results)
-    rows += growth()
+    rows += growth() + paces()
     if (ROOT / "flatness.json").exists():
         for method, found in json.loads((ROOT / "flatness.json").read_text()).items():
             title = PARTS["books"][method][1] if method != PEER else "titans-pytorch, transformer of 141 k parameters"
@@ -247,6 +248,45 @@ def draw(rows: list[dict[str, Any]], path: Path = Path("docs/text.png")) -> None
             "bits per byte, held-out books",
             log=True,
         ).savefig(path)
+
+
+def paces() -> list[dict[str, Any]]:
+    """Updates until text not yet learned from is predicted as well as the flat model did at the end of its first visit to books,
+    flat over nested: on a first visit and on the return after speeches. Counted in points of the run's line, six updates each."""
+    each: dict[str, list[float]] = {"first-visit-text": [], "recurrence-savings-text": []}
+    for path in sorted(ROOT.glob("drift-nested-s*/result.json")):
+        other = ROOT / path.parent.name.replace("nested", "lstm") / "result.json"
+        if other.exists():
+            runs = [json.loads(p.read_text()) for p in (other, path)]
+            curves = [[p[1] for p in run["lines"]["online"]["points"]] for run in runs]
+            phase = len(curves[0]) // 3
+            level = mean_interval(curves[0][phase - 3 : phase]).mean + SLACK
+            for claim, start in zip(each, (0, 2 * phase), strict=True):
+                flat, ours = (_reached(curve[start : start + phase], level) for curve in curves)
+                each[claim].append(flat / ours)
+    rows = []
+    for claim, ratios in each.items():
+        if ratios:
+            mean = mean_interval(ratios)
+            bounds = {"low": mean.low, "high": mean.high} if mean.n > 1 else {}
+            note = f"seeds {', '.join(f'{r:.2f}' for r in ratios)}; books, speeches, books"
+            rows.append(
+                row(
+                    claim,
+                    "updates of the flat LSTM over nested",
+                    mean.mean,
+                    n=mean.n,
+                    unit="ratio",
+                    note=note,
+                    **bounds,
+                )
+            )
+    return rows
+
+
+def _reached(curve: list[float], level: float) -> int:
+    """Points until the mean of three is at the level, or all of them."""
+    return next((i for i in range(3, len(curve)) if sum(curve[i - 3 : i]) / 3 <= level), len(curve))
 
 
 def growth() -> list[dict[str, Any]]:
@@ -290,10 +330,13 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
             line = [r["lines"]["length"]["points"] for r in results]
             values[f"{part}-1x"] = ([points[0][1] for points in line], "%", "64 tokens")
         case "drift":
-            names = ("forgetting of books while away", "savings on return to books")
-            claims = ("forgetting-text", "recurrence-savings-text")
+            asked = {
+                "forgetting-text": ("forgetting of books while away", "bits per byte"),
+                "forgetting-text-speeches": ("forgetting of speeches while away", "bits per byte"),
+                "drift-savings": ("savings on return to books", "ratio"),
+            }
             values = {}
-            for claim, name, unit in zip(claims, names, ("bits per byte", "ratio"), strict=True):
+            for claim, (name, unit) in asked.items():
                 each = [r["numbers"][name] for r in results]
                 if not any(isinstance(v, str) for v in each):
                     values[claim] = (each, unit, "books, speeches, books")
