@@ -241,7 +241,7 @@ def sentence(cause: BaseException, timeout: float) -> str:
     said = str(cause).strip()
     if isinstance(cause, psycopg.errors.LockNotAvailable):
         return f"another process has been writing for {timeout:g} s; try again"
-    if isinstance(cause, psycopg.errors.DiskFull):
+    if isinstance(cause, psycopg.errors.DiskFull) or "could not extend file" in said:
         return "the server's disk is full; nothing was written"
     if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
         return "the server only reads (a standby?); nothing was written"

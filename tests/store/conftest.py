@@ -53,7 +53,7 @@ class Place:
     def open(self, **options):
         from nestmem.store import Store
 
-        store = Store(self.url, clock=self.clock, **{"timeout": 5.0, **options})
+        store = Store(self.url, clock=self.clock, **{"timeout": 60.0, **options})
         self.opened.append(store)
         return store
 

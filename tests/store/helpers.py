@@ -21,6 +21,11 @@ def fill(store, vectors, many=40, roots=1, **fields):
     return store.put_many(news).ids
 
 
+def roots_on(store, place, many):
+    """Names of `many` subtrees that lie on a shard."""
+    return [f"r{n}" for n in range(1000) if store._shards.place("default", f"r{n}") == place][:many]
+
+
 def forked(work, argument):
     child = os.fork()
     if child:

@@ -5,9 +5,11 @@ wheel for this system) is skipped, and says why.
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -31,29 +33,70 @@ def binaries():
     return next(iter(sorted(home.glob("pginstall*/bin"), reverse=True)))
 
 
-class Server:
-    """One PostgreSQL in a folder of its own. settings: lines of its postgresql.conf. source: the server it follows."""
+def ports():
+    """Ports below those that the system gives to clients: a client of a server that is gone could else meet itself."""
+    first = 20_000 + 7 * (os.getpid() % 1000)
+    for port in range(first, first + 5000):
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
 
-    def __init__(self, settings=(), source=None):
-        self.bin = binaries()
+
+def parent(pid):
+    """The parent of a running server process; None if it is none, or has ended."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    state, above = rest.split()[:2]
+    return None if state == "Z" or not name.endswith("(postgres") else int(above)
+
+
+class Server:
+    """One PostgreSQL in a folder of its own. settings: lines of its postgresql.conf. source: the server it follows.
+    limit: bytes that no file may exceed, as on a full disk.
+    """
+
+    def __init__(self, settings=(), source=None, limit=None):
+        self.bin, self.limit = binaries(), limit
         self.folder = Path(tempfile.mkdtemp(prefix="nestmem-pg-"))
         self.data = self.folder / "data"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         if USER is not None:
             os.chown(self.folder, USER, USER)
         self.child = None
         if source is None:
-            self.run("initdb", "-D", self.data, "-U", "nestmem", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C")
+            small = () if limit is None else ("--wal-segsize=1",)
+            self.run(
+                "initdb",
+                "-D",
+                self.data,
+                "-U",
+                "nestmem",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--no-sync",
+                "--locale=C",
+                *small,
+            )
             settings = ("shared_buffers=32MB", "max_connections=200", *settings)
         else:
             self.run(
                 "pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-d", source.url(application_name="standby")
             )
         with open(self.data / "postgresql.conf", "a") as file:
-            file.write("\n".join(["", f"port={self.port}", "unix_socket_directories=''", *settings, ""]))
-        self.start()
+            file.write("\n".join(["", "unix_socket_directories=''", *settings, ""]))
+        for self.port in ports():
+            try:
+                self.start()
+                return
+            except RuntimeError as error:
+                if "Address already in use" not in str(error):
+                    raise
 
     def run(self, program, *arguments):
         command = [str(self.bin / program), *map(str, arguments)]
@@ -64,12 +107,14 @@ class Server:
         return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": str(self.folder)}
 
     def start(self, wait=True):
-        command = [str(self.bin / "postgres"), "-D", str(self.data)]
+        command = [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        limited = None if self.limit is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit,) * 2)
         with open(self.folder / "log", "ab") as log:
             self.child = subprocess.Popen(
-                command, stdout=log, stderr=log, user=USER, group=USER, cwd="/", env=self.env, start_new_session=True
-            )
-        deadline = time.monotonic() + 60
+                command, stdout=log, stderr=log, user=USER, group=USER, cwd="/", env=self.env, start_new_session=True,
+                preexec_fn=limited,
+            )  # fmt: skip
+        deadline = time.monotonic() + 600
         while wait:
             try:
                 self.sql("SELECT 1")
@@ -103,16 +148,21 @@ class Server:
 
     def kill(self):
         """SIGKILL to the server and all its children: as if the machine had lost its power."""
-        os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.send_signal(signal.SIGSTOP)  # no child more
+        children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(pid) == self.child.pid]
+        for pid in [self.child.pid, *children]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.child.wait()
-        time.sleep(0.2)  # the children end a moment later
+        while any(parent(pid) is not None for pid in children):
+            time.sleep(0.01)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self):
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGINT)  # fast shutdown
             try:
-                self.child.wait(20)
+                self.child.wait(600)
             except subprocess.TimeoutExpired:
                 os.killpg(self.child.pid, signal.SIGKILL)
                 self.child.wait()

@@ -8,6 +8,7 @@ import pytest
 from nestmem.store import Store, StoreError
 from tests.store.server import Server
 
+ENOUGH = 60  # writes before the primary is killed, and after
 DURABLE = ("synchronous_commit=on", "wal_level=replica", "max_wal_senders=4", "hot_standby=on")
 
 
@@ -15,6 +16,14 @@ DURABLE = ("synchronous_commit=on", "wal_level=replica", "max_wal_senders=4", "h
 def test_failover_under_load_loses_no_acknowledged_write():
     acknowledged, lost = failover()
     assert acknowledged > 0 and not lost, "zero acknowledged writes lost"
+
+
+def until(done):
+    """Wait for something that happens unless all is lost."""
+    deadline = time.monotonic() + 600
+    while not done():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
 
 
 def failover():
@@ -50,14 +59,14 @@ def failover():
         threads = [threading.Thread(target=load, args=(f"writer {n}",)) for n in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(6)
+        until(lambda: len(acknowledged) >= ENOUGH)
         before = len(acknowledged)
         primary.kill()
-        standby.sql("SELECT pg_promote(true, 30)")
-        time.sleep(6)
+        standby.sql("SELECT pg_promote(true, 600)")
+        until(lambda: len(acknowledged) >= before + ENOUGH)
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
         with Store(url, timeout=5.0) as after:
             recovered = {i.text for i in after.items()}
             assert recovered <= {*attempted, "the first"}

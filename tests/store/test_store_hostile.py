@@ -238,6 +238,29 @@ def test_a_column_of_another_kind_is_noticed(store, place, table, change):
     assert _sound(place.url, place.clock, expected) == "noticed"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE item SET text = 'another'",
+        "UPDATE item SET trust = 0.25",
+        "UPDATE item SET digest = '{}'",
+        "UPDATE item SET born = 99",
+        "UPDATE embedding SET checksum = checksum + 1",
+        "UPDATE journal SET payload = 'another' WHERE generation = 2",
+        "UPDATE journal SET actor = 'somebody' WHERE generation = 3",
+    ],
+)
+def test_a_row_changed_by_another_program_is_noticed(store, change):
+    store.put("first", vectors={"w": torch.ones(8)})
+    store.put("second")
+    assert store.verify().clean
+    for engine in store._shards.engines:
+        with engine.connection(write=True) as conn, conn.begin():
+            conn.exec_driver_sql(change)
+    report = store.verify()
+    assert report.problems and all("\n" not in problem for problem in report.problems)
+
+
 @ON_SQLITE
 def test_a_locked_database_says_so_and_goes_on_later(place):
     store = place.open(timeout=0.2)

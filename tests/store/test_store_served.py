@@ -1,10 +1,11 @@
 """Servers that go away, refuse, or are busy: one clear sentence, and nothing lost."""
 
 import pytest
+import torch
 
 from nestmem.store import New, Store, StoreError
 from nestmem.store.engine import last_commit
-from tests.store.helpers import SERVED
+from tests.store.helpers import SERVED, roots_on
 from tests.store.server import Server, server
 
 
@@ -23,16 +24,69 @@ def refused(match, act):
 
 
 def test_a_server_that_vanishes_and_comes_back(own):
-    store = Store(own.url(), timeout=5.0)
+    store = Store(own.url(), timeout=60.0)
     store.put("before")
     own.kill()
     refused("the connection was lost|no server answers", lambda: store.put("during"))
     refused("no server answers", lambda: store.search("before"))
-    refused("no server answers", lambda: Store(own.url(), timeout=5.0))
+    refused("no server answers", lambda: Store(own.url(), timeout=60.0))
     own.start()
     assert store.search("before").texts == ("before",), "the same object goes on"
     assert store.put("during").generation == 2 and store.verify().clean
     store.close()
+
+
+def test_one_of_several_shards_vanishes_and_comes_back(own, tmp_path):
+    store = Store([own.url(), tmp_path / "a.db", tmp_path / "b.db"], timeout=60.0)
+    roots = [root for n in range(3) for root in roots_on(store, n, 1)]
+    store.put_many([New(f"before {root}", root=root) for root in roots])
+    before = store.fingerprint()
+    own.kill()
+    news = [New(f"during {root}", root=root) for root in roots]
+    refused("the connection was lost|no server answers", lambda: store.put_many(news))
+    refused("no server answers", lambda: store.search("before"))
+    own.start()
+    assert store.fingerprint() == before, "nothing of the call was done on the shards that were there"
+    store.put_many(news)
+    assert len(store.items()) == 6 and store.verify().clean
+    store.close()
+
+
+def test_a_servers_disk_that_is_full_loses_nothing_that_was_acknowledged():
+    """A limit on the size of files stands for the disk."""
+    running = Server(limit=4_000_000)
+    try:
+        running.sql("CREATE EXTENSION vector")
+        with Store(running.url(), timeout=60.0) as store:
+            store.space("wide", 4000)
+            vectors = torch.randn(300, 4000, generator=torch.Generator().manual_seed(0))
+            done = 0
+            said = ""
+            while done < 300 and not said:
+                try:
+                    store.put_many([New(f"item {n}", vectors={"wide": vectors[n]}) for n in range(done, done + 20)])
+                    done += 20
+                except StoreError as error:
+                    said = str(error)
+            assert said.endswith("the server's disk is full; nothing was written")
+            assert 0 < done < 300 and [i.text for i in store.items()] == [f"item {n}" for n in range(done)]
+            assert store.verify().clean and store.search("item", k=3).ids
+    finally:
+        running.stop()
+
+
+def test_a_user_who_may_only_read(own):
+    own.sql("CREATE EXTENSION vector")
+    with Store(own.url()) as store:
+        store.put("kept")
+    own.sql("CREATE ROLE guest LOGIN")
+    own.sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest")
+    guest = own.url().replace("nestmem@", "guest@")
+    with Store(guest, read_only=True) as reader:
+        assert reader.search("kept").texts == ("kept",)
+    with Store(guest) as writer:
+        refused("no permission", lambda: writer.put("new"))
+        assert [i.text for i in writer.items()] == ["kept"]
 
 
 @SERVED

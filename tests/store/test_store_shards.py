@@ -7,12 +7,7 @@ import pytest
 
 from nestmem.store import Filter, New, PyramidMerge, ReciprocalRank, Store, StoreError
 from nestmem.store.shards import Shards
-from tests.store.helpers import SERVED, SHARDED, fill, forked
-
-
-def roots_on(store, place, many):
-    """Names of `many` subtrees that lie on a shard."""
-    return [f"r{n}" for n in range(1000) if store._shards.place("default", f"r{n}") == place][:many]
+from tests.store.helpers import SERVED, SHARDED, fill, forked, roots_on
 
 
 def on_each(store):
