@@ -10,8 +10,9 @@
 Chroma is filled up to 100,000 only: a batch takes it six times what it takes sqlite-vec, and its graph misses half of the
 nearest there already.
 
-Peers: sqlite-vec through apsw, LanceDB and Chroma, from the group `bench`; one that is not installed is left out and
-said so. All get the same clustered unit vectors [N, 128] with a short text and one of ten groups. Each runs in a process
+Peers: sqlite-vec through apsw, LanceDB and Chroma, which no group of dependencies names, as they bring a hundred packages:
+`uv run --with sqlite-vec --with apsw --with lancedb --with chromadb python -m benchmarks.store`. One that is not installed is left
+out and said so. All get the same clustered unit vectors [N, 128] with a short text and one of ten groups. Each runs in a process
 of its own, measures itself, and takes turns with the others in every round of one run. They commit as durably as they can
 be told to: sqlite-vec in WAL with synchronous=FULL like ours, LanceDB and Chroma as they come (neither says that it syncs a
 single put). Puts are in wall time; searches in CPU time of all threads, which other work on the machine does not stretch.
@@ -39,10 +40,9 @@ import torch
 from benchmarks.results import load, row, save
 from benchmarks.store_systems import GROUPS, PEERS, K, Ours, data
 
+INSTALL = "uv run --with sqlite-vec --with apsw --with lancedb --with chromadb"
 ROUNDS, QUERIES, BATCH = 5, 20, 1000
 TURNS, SINGLE = 40, 10  # short turns, since how long a disk takes to sync changes from second to second
-
-
 CAPS = {"chroma": 100_000}  # no more items than this
 
 
@@ -107,7 +107,7 @@ class Worker:
 def installed() -> dict[str, Any]:
     known = {"ours": Ours} | {n: kind for n, (kind, module) in PEERS.items() if importlib.util.find_spec(module)}
     for name in set(PEERS) - set(known):
-        print(f"{name} is not installed and left out: uv sync --group bench")
+        print(f"{name} is not installed and left out: {INSTALL} python -m benchmarks.store")
     return known
 
 
