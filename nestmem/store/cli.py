@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,8 @@ nestmem store: the memory that outlives the process
   nestmem store restore URL FILE               put a snapshot in its place; the old file is kept beside it
   nestmem store export URL FOLDER              all of it as JSON lines and tensors
   nestmem store import URL FOLDER              into a new store
+  nestmem store projector URL FOLDER [space=NAME namespace=default levels=0,1 most=10000]
+                                               vectors for TensorBoard's projector: tensorboard --logdir FOLDER
   nestmem store forget URL ID...               hide items; the past still has them
 
 URL is a path such as memory.db, postgresql://HOST/DATABASE, or the shards of one store: "URL;URL;URL".
@@ -95,10 +98,7 @@ def _search(url: str, rest: list[str], out: Console) -> int:
         raise UserError(
             "store search: expected words to look for, as in: nestmem store search memory.db where is the key"
         )
-    try:
-        levels = [int(level) for level in given["levels"].split(",")] if given["levels"] else None
-    except ValueError:
-        raise UserError(f"levels: expected numbers such as 0,1, got {given['levels']!r}") from None
+    levels = _levels(given["levels"])
     with Store(url, read_only=True, namespace=given["namespace"]) as store:
         reader: Reader = store if given["at"] < 0 else store.as_of(generation=given["at"])
         found = reader.search(" ".join(words), k=given["k"], where=Filter(levels=levels))
@@ -205,6 +205,22 @@ def _import(url: str, rest: list[str], out: Console) -> int:
     return 0
 
 
+def _projector(url: str, rest: list[str], out: Console) -> int:
+    plain, given = _options(rest, space="", namespace="default", levels="", most=10_000)
+    (folder,) = _only("projector", plain, "FOLDER")
+    if given["most"] < 1:
+        raise UserError(f"most: expected a whole number of at least 1, got {given['most']}")
+    from nestmem.store.projector import project
+
+    with Store(url, read_only=True, namespace=given["namespace"]) as store:
+        spaces = [given["space"]] if given["space"] else None
+        done = project(store, Path(folder), spaces=spaces, levels=_levels(given["levels"]), most=given["most"])
+    for name, many in done.items():
+        out.print(f"{many:,} vectors of space {name}", markup=False)
+    out.print(f"look at them: tensorboard --logdir {folder}", markup=False)
+    return 0
+
+
 def _forget(url: str, rest: list[str], out: Console) -> int:
     if not rest:
         raise UserError("store forget: expected at least one ID after the URL")
@@ -220,6 +236,13 @@ TIMES = ("recorded_at", "superseded_at", "event_from", "event_to", "event_closed
 def _shown(url: str) -> str:
     """A URL without its password."""
     return re.sub(r"(?<=://)([^:@/;]*):[^@/;]*@", r"\1:...@", url)
+
+
+def _levels(given: str) -> list[int] | None:
+    try:
+        return [int(level) for level in given.split(",")] if given else None
+    except ValueError:
+        raise UserError(f"levels: expected numbers such as 0,1, got {given!r}") from None
 
 
 def _level(level: int) -> str:
@@ -248,5 +271,6 @@ VERBS: dict[str, Callable[[str, list[str], Console], int]] = {
     "restore": _restore,
     "export": _export,
     "import": _import,
+    "projector": _projector,
     "forget": _forget,
 }

@@ -54,6 +54,35 @@ def test_keeping_a_store_safe(memory, capsys, place):
     assert "clean" in said(capsys, "verify", folder / "second.db")
 
 
+def test_vectors_are_written_for_the_projector(memory, capsys, place, vectors):
+    """The files are read back as TensorBoard reads them."""
+    pytest.importorskip("tensorboard")
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+    folder = place.folder / "board"
+    assert "10 vectors of space w" in said(capsys, "projector", memory, folder, "levels=0,1", "most=10")
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (shown,) = config.embeddings
+    points = [[float(x) for x in line.split("\t")] for line in (folder / shown.tensor_path).read_text().splitlines()]
+    head, *rows = [line.split("\t") for line in (folder / shown.metadata_path).read_text().splitlines()]
+    assert len(points) == len(rows) == 10 and {len(row) for row in rows} == {len(head)}
+    with place.open() as store:
+        for point, row in zip(points, rows, strict=True):
+            item = dict(zip(head, row, strict=True))
+            assert store.vector(item["id"], "w").tolist() == pytest.approx(point, abs=1e-6)
+            assert item["text"] == " ".join(store.get(item["id"]).text.split()) and item["level"] in ("L0", "L1")
+    place.close()
+    for options, says in (
+        ([folder], "is there already"),
+        ([place.folder / "other", "space=v"], "space: expected one of w"),
+        ([place.folder / "other", "levels=7"], "no vectors here"),
+        ([place.folder / "other", "most=0"], "most: expected"),
+    ):
+        assert main(["store", "projector", memory, *map(str, options)]) == 2
+        assert says in capsys.readouterr().err
+
+
 @ON_SQLITE
 def test_damage_is_shown_and_counted(memory, capsys, place):
     place.close()
