@@ -172,10 +172,7 @@ SECTIONS = {
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
     ],
     "text-more": [
-        "text-bpb-by-position", *(f"text-lesion: memory {what}" for what in LESIONS),
-        "forgetting-text", "forgetting-text-speeches", "first-visit-text", "recurrence-savings-text", "drift-savings",
-        *(f"drift-books-after-{i}" for i in (1, 2, 3)),
-        "text-tokens-per-s", "text-flatness",
+        "text-bpb-by-position", "first-visit-text", "recurrence-savings-text", "text-tokens-per-s", "text-flatness",
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "ml1": [
@@ -209,6 +206,13 @@ WIDE = {
     "sequential": [*(f"continual-{n}" for n in (10, 50, 100, 200, 400, 600)), "continual-600-drop"],
     "recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")],
     "text": ["text-bpb", *(f"text-bpb-at-{place}" for place in PLACES)],
+    "text-lesions": [f"text-lesion: memory {what}" for what in LESIONS],
+    "text-drift": [
+        *(f"drift-books-after-{i}" for i in (1, 2, 3)),
+        "forgetting-text",
+        "forgetting-text-speeches",
+        "drift-savings",
+    ],
     "timescales": [
         *(f"bayes-gain-{v}" for v in "abc"),
         *(f"interchange-{part}" for part in ("diagonal", "off-diagonal", "index")),
