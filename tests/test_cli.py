@@ -59,7 +59,7 @@ def test_eval_and_report(run, tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith("report.html")
 
 
-def test_sequential_learns_classes_one_image_at_a_time(run, capsys):
+def test_sequential_learns_classes_one_image_at_a_time(run, omniglot, capsys):
     assert main(["sequential", str(run), "trajectories=2", "classes=10"]) == 0
     out = capsys.readouterr().out
     assert all(head in out for head in ("means", "gaussian", "neighbours", "gradient"))
