@@ -66,6 +66,18 @@ def matrix(
     return figure
 
 
+def bars(groups: Mapping[str, Sequence[float]], columns: Sequence[str], y: str) -> Figure:
+    """Groups of bars side by side in every column."""
+    figure, axes = _figure()
+    width = 0.8 / len(groups)
+    for n, (name, values) in enumerate(groups.items()):
+        axes.bar([at - 0.4 + (n + 0.5) * width for at in range(len(columns))], values, width, label=name)
+    axes.set(ylabel=y, xticks=range(len(columns)))
+    axes.set_xticklabels(columns, rotation=20 if len(columns) > 4 else 0)
+    axes.legend()
+    return figure
+
+
 def learning(curves: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> Figure:
     """The score against training time or updates."""
     figure, axes = _figure()

@@ -4,6 +4,7 @@ Beside the score, a result may hold, in `result.json`:
     curve, point, chance: accuracy against shots or inner steps; gates, levels: which level answers
     lines: {key: {caption, x, y, points: [[x, mean, low, high], ...]}}: drawn for all runs together; log: true for a log axis
     matrices: {key: {caption, y, rows, x, columns, values}}: a heat map for each run
+    bars: {key: {caption, y, columns, groups: {name: values}}}: groups of bars for each run
     numbers: {name: number, interval or why it is undefined}: a table
 """
 
@@ -92,6 +93,8 @@ def _figures(runs: list[Run], folder: Path) -> dict[str, str]:
         for key, m in run.result.get("matrices", {}).items():
             figure = figures.matrix(m["values"], m["rows"], m["columns"], m["y"], m["x"])
             made[f"{key}-{name}"] = f"{name}: {m['caption']}", figure
+        for key, b in run.result.get("bars", {}).items():
+            made[f"{key}-{name}"] = f"{name}: {b['caption']}", figures.bars(b["groups"], b["columns"], b["y"])
     images = {}
     for file, (caption, figure) in made.items():
         buffer = io.BytesIO()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from algos.problem import Problem
+from algos import figures
+from algos.problem import Judged, Problem
 from nestmem.memory.base import Memory, State
 from nestmem.nested import NestedMemory
 
@@ -35,6 +37,45 @@ def new_session(memory: Memory, state: State, rows: int) -> State:
         return begin
     gathered = level.session(settled(memory, state).levels[-1])
     return begin._replace(levels=(*begin.levels[:-1], gathered))
+
+
+def watched(problem: Problem, judge: Callable[[], Judged]) -> Judged:
+    """A judgement that also says what the store level was asked and what it found; as it is without one."""
+    if (level := level_of(getattr(problem.learner, "memory", None))) is None:
+        return judge()
+    from nestmem.store.hits import Hits  # needs the extra `store`, which is there if the level is
+
+    with Hits(level) as hits:
+        judged = judge()
+    tables = {"levels": hits.by_level(), "ages": hits.by_age()}
+    asked = max(1, sum(tables["levels"].hits.values()))
+    scalars = {f"store/items/{name}": float(many) for name, many in tables["levels"].items.items()}
+    scalars |= {f"store/hits/{name}, %": 100 * many / asked for name, many in tables["levels"].hits.items()}
+    scalars |= {f"store/age of {what}, days": days for what, days in hits.days().items()}
+    scalars["store/generation"] = float(level.generation)
+    bars = {f"store-{key}": _bars(key, table, asked) for key, table in tables.items()}
+    drawn = {key.replace("-", "/"): figures.bars(b["groups"], b["columns"], b["y"]) for key, b in bars.items()}
+    details = dict(judged.details)
+    if details:  # a validation has none
+        numbers = {name.replace("/", ", "): value for name, value in scalars.items()}
+        details |= {"numbers": details.get("numbers", {}) | numbers, "bars": details.get("bars", {}) | bars}
+    return judged._replace(scalars=judged.scalars | scalars, figures=judged.figures | drawn, details=details)
+
+
+def _bars(key: str, table: Any, asked: int) -> dict[str, Any]:
+    columns = list(table.hits)
+    items = max(1, sum(table.items.values()))
+    shares = {
+        "items": [100 * table.items.get(name, 0) / items for name in columns],
+        "queries that hit one": [100 * table.hits[name] / asked for name in columns],
+    }
+    what = {"levels": "which level of the store", "ages": "how old"}[key]
+    return {
+        "caption": f"Store: {what} the items are, and those that queries hit",
+        "y": "%",
+        "columns": columns,
+        "groups": shares,
+    }
 
 
 def write_back(problem: Problem, run: str) -> dict[str, Any]:

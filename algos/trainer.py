@@ -28,7 +28,7 @@ from algos.checkpoint import Checkpoint, below
 from algos.logs import Log, picture
 from algos.parts import parameters, seeds
 from algos.problem import Part, Problem
-from algos.stored import write_back
+from algos.stored import watched, write_back
 from nestmem.errors import UserError
 from nestmem.memory.base import state_bytes
 from nestmem.probes.value import jsonable
@@ -107,7 +107,7 @@ class Trainer:
 
     def test(self) -> dict[str, Any]:
         """Judge on what was never trained on; written to RUN/result.json."""
-        judged = self.problem.test()
+        judged = watched(self.problem, self.problem.test)
         memory = getattr(self.learner, "memory", None)
         result = {
             "memory": self.config.memory.name,
@@ -164,7 +164,7 @@ class Trainer:
 
     def _validate(self, rate: float) -> bool:
         """Log a judgement on the validation part; whether the target is reached."""
-        judged = self.problem.validate()
+        judged = watched(self.problem, self.problem.validate)
         score = judged.score
         scalars = {self.problem.measure: score.mean, "low": score.low, "high": score.high} | judged.scalars
         clock = {"time/seconds": self.seconds, "time/tasks_per_second": rate}

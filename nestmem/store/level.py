@@ -31,6 +31,7 @@ from nestmem.memory.base import Aux, Consolidation, Fields, Item, MemorySpec, tr
 from nestmem.memory.episodic import TINY, Episodic, _attend
 from nestmem.nested import NestedMemory, NestedState
 from nestmem.store.errors import StoreError
+from nestmem.store.hits import Hits
 from nestmem.store.model import New, Written
 from nestmem.store.reader import Reader
 from nestmem.store.rows import Filter
@@ -107,6 +108,7 @@ class StoreLevel(Associative):
         for part, size in sizes.items():
             if f"{name}.{part}" not in store.spaces() or not store.read_only:
                 store.space(f"{name}.{part}", size, metric="dot", encoder=encoder)
+        self.hits: Hits | None = None  # counts what reads find, while somebody wants to know
         self.register_buffer("generation", torch.zeros((), dtype=torch.long))
         self.register_buffer("stamp", torch.zeros((), dtype=torch.long))
         for part in ("keys", "cues", "outcomes"):
@@ -136,6 +138,8 @@ class StoreLevel(Associative):
 
     def read(self, query: Tensor, state: Gathered | None) -> tuple[Tensor, Aux]:
         key, cue = self.binding.split(self.binding.address(query))
+        if self.hits is not None:
+            self.hits.count(key, cue, state)
         found: list[Near] = []
         if len(self.keys):
             found.append(self._near(key @ self.keys.mT, cue @ self.cues.mT, self.outcomes))

@@ -39,6 +39,33 @@ def test_a_run_leaves_what_it_learned_and_the_next_says_what_it_read(tmp_path):
     assert len(memory.levels[-1].keys) == len(items), "last month's run is where this one begins"
 
 
+def test_occupancy_hits_and_ages_are_in_tensorboard_and_in_the_report(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(options(tmp_path, "one"))
+    train([*options(tmp_path, "two"), "trainer.eval_every=3"])
+    board = EventAccumulator(str(tmp_path / "two" / "tensorboard"))
+    board.Reload()
+    said = json.loads((tmp_path / "one" / "result.json").read_text())["store"]
+    scalars = {tag: board.Scalars(tag)[-1].value for tag in board.Tags()["scalars"] if "store" in tag}
+    assert scalars["val/store/items/L0"] == said["items"]
+    assert scalars["val/store/generation"] == said["generation_written"]
+    shares = [value for tag, value in scalars.items() if "hits/" in tag]
+    assert len(shares) == 3 and sum(shares) == pytest.approx(100), "L0, this run, nothing alike"
+    assert 0 <= scalars["val/store/age of items, days"] < 1
+    for kind in ("val", "test"):
+        for what in ("levels", "ages"):
+            (image,) = board.Images(f"{kind}/store/{what}")
+            assert image.width > 400 and image.encoded_image_string.startswith(b"\x89PNG")
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["numbers"]["store, items, L0"] == said["items"]
+    assert sum(result["bars"]["store-ages"]["groups"]["items"]) == pytest.approx(100)
+    report = tmp_path / "two" / "report"
+    assert (report / "store-levels-nested.png").stat().st_size > 1000
+    assert "store, items, L0" in (report / "report.html").read_text()
+
+
 def visits(folder, session):
     """A problem whose streams have sessions of so many visits, and its updates."""
     config = configure([*options(folder, f"s{session}"), f"env.session={session}"])

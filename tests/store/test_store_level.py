@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from nestmem import Episodic, Fields, NestedMemory
 from nestmem.memory.base import Item, state_from_dict, state_to_dict
 from nestmem.store import Store, StoreError
+from nestmem.store.hits import AGES, Hits
 from nestmem.store.level import StoreLevel, reinstate
+from tests.store.conftest import Clock
 from tests.store.helpers import forked
 
 FIELDS = Fields(content=16, cue=8, outcome=5)
@@ -180,6 +182,31 @@ def test_the_next_session_of_a_process_reads_what_the_next_process_would(tmp_pat
         known = slice(0, 12)
         assert torch.allclose(stored[:, known].exp(), read[0][0][:, known].exp(), atol=1e-4)
         assert torch.allclose(said.confidence[:, known], read[0][1].confidence[:, known], atol=1e-5)
+
+
+def test_hits_are_counted_by_level_and_age(tmp_path):
+    clock = Clock()
+    with Store(tmp_path / "memory.db", clock=clock) as store:
+        level = nested(store).levels[1]
+        for context in (0, 1):
+            level.write_back(level.run(lesson(context)[0], level.initial_state(2))[1])
+            clock.days(3)
+        level.look()
+        clock.days(30)
+        x = lesson(0)[0][:, 0::2]
+        own = level.session(level.run(lesson(2)[0], level.initial_state(2))[1])
+        with Hits(level) as hits:
+            level.read(x, level.initial_state(2))  # 24 queries, all known since the first day
+            level.read(x[:, 0], own)
+            level.read(lesson(2)[0][:, 0::2], own)
+            level.read(lesson(5)[0][:, 0::2], own)
+        level.read(x, own)
+        assert hits.by_level() == ({"L0": 48}, {"L0": 26, "this run": 24, "nothing alike": 24})
+        items, found = hits.by_age()
+        assert items == dict.fromkeys(AGES, 0) | {"older": 48} and found["older"] == 26
+        assert hits.days() == {"items": pytest.approx(34.5, abs=1e-3), "hits": pytest.approx(36, abs=1e-3)}
+        items, _ = Hits(nested(store, generation=level.store.generation - 1).levels[1]).by_level()
+        assert items == {"L0": 24}
 
 
 def test_whole_sequences_equal_single_steps(taught):
