@@ -1,7 +1,8 @@
 """Claims store-savings-*: what a store keeps between two processes, on recurring streams of Omniglot.
 
     python -m benchmarks.store_savings train SEEDS     one nested memory with a store for each seed, in runs/store_savings
-    python -m benchmarks.store_savings collect         every seed that is trained, in six conditions; the rows
+    python -m benchmarks.store_savings measure         every seed that is trained, in six conditions, into its run's sessions.json
+    python -m benchmarks.store_savings collect         rows from what was measured
 
 Streams of 72 visits to characters of the evaluation classes (experiment=recurring) are cut into two sessions; a session begins
 with an empty memory. Judged is the second one: first guesses at contexts that the first one met, by the n-th visit of the session.
@@ -133,8 +134,13 @@ if __name__ == "__main__":
         case ["train", seeds]:
             for seed in range(int(seeds)):
                 train(seed)
+        case ["measure"]:
+            for result in sorted(ROOT.glob("s[0-9]/result.json")):
+                target = result.with_name("sessions.json")
+                if not target.exists():
+                    target.write_text(json.dumps(measure(int(result.parent.name[1:])), indent=1))
         case ["collect"]:
-            there = sorted(int(path.parent.name[1:]) for path in ROOT.glob("s[0-9]/result.json"))
-            save("store_savings", rows_of([measure(seed) for seed in there]))
+            found = [json.loads(path.read_text()) for path in sorted(ROOT.glob("s[0-9]/sessions.json"))]
+            save("store_savings", rows_of(found))
         case _:
             sys.exit(__doc__)
