@@ -306,7 +306,7 @@ def test_any_file_can_be_judged_by_a_run_and_a_prompt_continued(run, tmp_path, c
         (["eval", "RUN", "text=/nowhere.txt"], "cannot be read as text (No such file or directory)"),
         (["eval", "RUN", "text=EMPTY"], "the file is empty, expected text"),
         (["eval", "RUN", "text=EMPTY", "lines=2"], "eval: no option 'lines'; known: text, tokens"),
-        (["eval", "RUN", "ways=3"], "or with text=FILE for bits per byte"),
+        (["eval", "RUN", "ways=3"], "with text=FILE for bits per byte"),
         (["generate", "RUN", "tokens=many"], "tokens: expected a whole number, got 'many'"),
         (["generate", "RUN", "temperature=-1"], "a temperature of at least 0, got 300 and -1"),
         (["generate", "/nowhere"], "not a run of nestmem"),
