@@ -38,9 +38,8 @@ class Seen(NamedTuple):
     ended: Tensor  # [..., 1] whether it ended an episode
     known: Tensor  # [..., K] for an informed critic: the hidden task in numbers, time in episode and trial; or in families without
     # such numbers, what one who knows the task gets in a step. Else K = 0.
-    moved: (
-        Tensor  # [..., O] what the step before changed in a real observation, zero where an episode begins; else O = 0
-    )
+    # [..., O] what the step before changed in a real observation, zero where an episode begins; else O = 0
+    moved: Tensor
     gained: Tensor  # [..., 1] what it paid more than the one before it in the same episode
 
 

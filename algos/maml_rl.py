@@ -12,8 +12,7 @@ Legend: N trials, E episodes of a phase, H steps, K inner steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,22 +45,13 @@ class Phase(NamedTuple):
 class MamlPolicyProblem(RL2Problem):
     """Trials as `algos.rl2` has them, judged alike; the learner is a `Policy`."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        make_env: Callable[..., Trials],
-        others: Callable[[Trials, int], dict[str, Any]],
-        algo: DictConfig,
-        options: DictConfig,
-        seeds: dict[str, int],
-        device: torch.device,
-        protocol: tuple[int, int, int],
-    ):
+    def check(self, algo: DictConfig, options: DictConfig) -> None:
         if algo.estimator not in ESTIMATORS:
             raise UserError(f"algo.estimator: expected {' or '.join(ESTIMATORS)}, got {algo.estimator!r}")
         if not 0 <= algo.gamma <= 1:
             raise UserError(f"algo.gamma: expected 0 to 1, got {algo.gamma}")
-        self.hold(policy, make_env, others, algo, options, seeds, device, protocol)
+
+    def prepare(self, algo: DictConfig) -> None:
         if not 1 <= algo.inner < self.env.episodes:
             raise UserError(f"algo.inner: expected 1 to {self.env.episodes - 1}, episodes less one, got {algo.inner}")
 

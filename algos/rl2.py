@@ -51,7 +51,7 @@ class RL2Problem:
 
     def __init__(
         self,
-        agent: Agent,
+        learner: Any,  # an Agent
         make_env: Callable[..., Trials],
         others: Callable[[Trials, int], dict[str, Any]],
         algo: DictConfig,
@@ -60,17 +60,33 @@ class RL2Problem:
         device: torch.device,
         protocol: tuple[int, int, int],
     ):
+        self.check(algo, options)
+        self.learner, self.make_env, self.others, self.protocol = learner, make_env, others, protocol
+        self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
+        self.env = make_env(options.tasks)
+        self.measure = "return" if self.env.success is None else "success"
+        self.env.reset(seed=seeds["train"])  # its random numbers go on from here
+        self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
+        self.prepare(algo)
+
+    def check(self, algo: DictConfig, options: DictConfig) -> None:
+        """Refuse options that cannot be, before any work."""
         if not 1 <= algo.minibatches <= options.tasks:
             raise UserError(f"algo.minibatches: expected 1 to trainer.tasks ({options.tasks}), got {algo.minibatches}")
-        for name, known in (("clear", ("task", "episode")), ("baseline", ("critic", "informed", "linear"))):
+        names = {
+            "clear": ("task", "episode"),
+            "baseline": ("critic", "informed", "linear"),
+            "credit": ("reward", "regret"),
+        }
+        for name, known in names.items():
             if algo[name] not in known:
                 raise UserError(f"algo.{name}: expected {' or '.join(known)}, got {algo[name]!r}")
-        if algo.credit not in ("reward", "regret"):
-            raise UserError(f"algo.credit: expected reward or regret, got {algo.credit!r}")
         for name in ("gamma", "lam"):
             if not 0 <= algo[name] <= 1:
                 raise UserError(f"algo.{name}: expected 0 to 1, got {algo[name]}")
-        self.hold(agent, make_env, others, algo, options, seeds, device, protocol)
+
+    def prepare(self, algo: DictConfig) -> None:
+        """What only this learner needs, once the trials are there."""
         if algo.credit == "regret" and self.env.regret is None:
             raise UserError("algo.credit: expected reward, as what an action costs is not known in this env")
         if algo.bonus and self.env.success is None:
@@ -79,25 +95,6 @@ class RL2Problem:
         critic = algo.baseline != "linear"
         scale = float(longest) * self.env.unit
         self.terms = ppo.Terms(algo.clip, algo.entropy, algo.value if critic else 0.0, scale, algo.infer)
-
-    def hold(
-        self,
-        learner: Any,
-        make_env: Callable[..., Trials],
-        others: Callable[[Trials, int], dict[str, Any]],
-        algo: DictConfig,
-        options: DictConfig,
-        seeds: dict[str, int],
-        device: torch.device,
-        protocol: tuple[int, int, int],
-    ) -> None:
-        """What every learner on trials needs, whatever its updates are."""
-        self.learner, self.make_env, self.others, self.protocol = learner, make_env, others, protocol
-        self.algo, self.options, self.seeds, self.device = algo, options, seeds, device
-        self.env = make_env(options.tasks)
-        self.measure = "return" if self.env.success is None else "success"
-        self.env.reset(seed=seeds["train"])  # its random numbers go on from here
-        self.generator = torch.Generator(device).manual_seed(seeds["strategy"])
 
     def update(self, optimize: Optimize) -> dict[str, float]:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,13 +65,12 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
     rates = {name: best_rate(background, choice, SLOW[name]) for name in SLOW if name in chosen}
     if "network" in chosen:
         rates["network"] = _network_rate(encoder, val, draw)
-    scratch = tempfile.TemporaryDirectory()  # of stores; gone with this call
     make: dict[str, Callable[[], Head]] = {
         "means": lambda: Means(*shape),
         "gaussian": lambda: Gaussian(*shape, fit_prior(background)),
         "neighbours": lambda: Neighbours(*shape),
         "nested": lambda: _nested(background, choice, shape),
-        "stored": lambda: _stored(background, choice, shape, Path(scratch.name)),
+        "stored": lambda: _stored(background, choice, shape),
         "network": lambda: Network(encoder, *shape, rates["network"]),
     } | {name: partial(SLOW[name], *shape, rates[name]) for name in SLOW if name in rates}
     points = [n for n in POINTS if n <= known["classes"]]
@@ -97,7 +95,9 @@ def sequential(run: str, overrides: list[str]) -> dict[str, Any]:
             result["iid"][name] = {"rate": slow, "held_out": _iid(head, table, streams, epochs).tolist()}
     _print(result, points)
     path = Path(run) / file_name(known["encoder"], known["shifts"])
-    path.write_text(json.dumps(_beside(path, result), indent=1))
+    whole = path.with_suffix(".new")  # renamed into place, as it holds what earlier calls measured
+    whole.write_text(json.dumps(_beside(path, result), indent=1))
+    whole.replace(path)
     return result
 
 
@@ -166,13 +166,13 @@ def _nested(background: Tensor, choice: Trajectories, shape: tuple[int, int, int
     return Remembered(memory, trajectories)
 
 
-def _stored(background: Tensor, choice: Trajectories, shape: tuple[int, int, int], folder: Path) -> Head:
+def _stored(background: Tensor, choice: Trajectories, shape: tuple[int, int, int]) -> Head:
     from algos.sequential_stored import Stored  # needs the extra `store`
 
-    fitted = Stored(len(choice.classes), *shape[1:], folder / "background")
+    fitted = Stored(len(choice.classes), *shape[1:])
     fit_read(fitted, background, choice)
     fitted.close()
-    head = Stored(*shape, folder / "streams")
+    head = Stored(*shape)
     head.share(fitted)
     return head
 

@@ -8,6 +8,7 @@ one that could go on after a restart; what it costs in bytes is the size of its 
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import torch
@@ -24,10 +25,14 @@ QUERIES = 500  # answered at once
 
 
 class Stored:
-    """R memories with one read: their gates and sharpness are the same parameters, their stores `FOLDER/0.db` and so on."""
+    """R memories with one read: their gates and sharpness are the same parameters, their stores `FOLDER/0.db` and so on
+    (default: a temporary folder, gone with the head)."""
 
-    def __init__(self, trajectories: int, outputs: int, features: int, folder: Path):
+    def __init__(self, trajectories: int, outputs: int, features: int, folder: Path | None = None):
         fields = Fields(features, 0, outputs)
+        if folder is None:
+            self.temporary = tempfile.TemporaryDirectory()
+            folder = Path(self.temporary.name)
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"{r}.db" for r in range(trajectories)]
         self.stores = [Store(path) for path in self.paths]

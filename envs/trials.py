@@ -39,9 +39,8 @@ class Trials(VectorEnv[Array, Array, Array]):
     success: Array | None = None
     hidden_size = 0
     hidden_moves = False  # whether `hidden` changes from step to step, not from episode to episode
-    regret: Array | None = (
-        None  # [N]: what the last action cost one who knows the task and goes on best, where that is known
-    )
+    # [N]: what the last action cost one who knows the task and goes on best, where that is known
+    regret: Array | None = None
     restarts = 0  # of simulators that failed
     revisits = False  # whether a trial has several tasks, to which it returns
 
