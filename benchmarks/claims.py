@@ -39,6 +39,7 @@ AHEAD: Goal = ("interval above 0", lambda row: (row["low"] or 0) > 0)
 STORE = "LSTM + episodic, 8-bit keys"
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
+PACE = "updates of the flat LSTM over nested"
 ML1 = "RL2, LSTM, second stage"
 
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
@@ -85,7 +86,8 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "recurrence-savings-omniglot": (("interval above 1", lambda row: (row["low"] or 0) > 1), f"{STORE}, bindings"),
     "first-visit-omniglot": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), f"{STORE}, bindings"),
     "forgetting-omniglot-alphabets": (BELOW, MARGIN),
-    "recurrence-savings-text": (("interval above 1", lambda row: (row["low"] or 0) > 1), ""),
+    "recurrence-savings-text": (("interval above 1", lambda row: (row["low"] or 0) > 1), PACE),
+    "recurrence-savings-text-tales": (("interval above 1", lambda row: (row["low"] or 0) > 1), PACE),
     "first-visit-text": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), ""),
     "mqar-16x": (at_least(95), TEXT_RECALL),
     "needle-16x": (at_least(95), TEXT_RECALL),
@@ -172,7 +174,8 @@ SECTIONS = {
         "maml-vs-learn2learn-32-filters-cpu", "maml-vs-learn2learn-pooled-cpu", "sampling-vs-learn2learn",
     ],
     "text-more": [
-        "text-bpb-by-position", "first-visit-text", "recurrence-savings-text", "text-tokens-per-s", "text-flatness",
+        "text-bpb-by-position", *(f"{what}-text{by}" for by in ("", "-tales") for what in ("first-visit", "recurrence-savings")),
+        "text-tokens-per-s", "text-flatness",
     ],
     "exactness": ["meta-gradient-error", "resume-identical"],
     "ml1": [
@@ -207,12 +210,14 @@ WIDE = {
     "recall": [f"mqar-{size}{fill}" for fill in ("", "-blank") for size in ("64-4", "128-8", "256-16", "512-64")],
     "text": ["text-bpb", *(f"text-bpb-at-{place}" for place in PLACES)],
     "text-lesions": [f"text-lesion: memory {what}" for what in LESIONS],
-    "text-drift": [
-        *(f"drift-books-after-{i}" for i in (1, 2, 3)),
-        "forgetting-text",
-        "forgetting-text-speeches",
-        "drift-savings",
-    ],
+    **{
+        f"text-drift{by}": [
+            *(f"drift-books-after-{i}{by}" for i in (1, 2, 3)),
+            *(f"forgetting-text{by}{of}" for of in ("", "-other")),
+            f"drift-savings{by}",
+        ]
+        for by in ("", "-tales")
+    },
     "timescales": [
         *(f"bayes-gain-{v}" for v in "abc"),
         *(f"interchange-{part}" for part in ("diagonal", "off-diagonal", "index")),

@@ -1,15 +1,19 @@
-"""Claims rollout-efficiency, rl2-vs-sb3-bandit and rl2-vs-sb3-ml1: how fast trials are played and learned from.
+"""Claims rollout-efficiency, rl2-vs-sb3-bandit, rl2-vs-sb3-ml1 and rollout-runner: how fast trials are played and learned from.
 
-    python -m benchmarks.rl2_speed [ROUNDS]
+    python -m benchmarks.rl2_speed [ROUNDS]            all but the last
+    python -m benchmarks.rl2_speed runners [ROUNDS]    rollout-runner; wants every core of the machine for itself
 
 rollout-efficiency: steps per second of whole updates of experiment=ml1_reach over those of the package's own simulators under
 random actions with their own resets, in percent. rl2-vs-sb3: steps per second of whole updates over those of sb3-contrib's
 RecurrentPPO with an LSTM of the same size, the same trials, epochs and minibatches, the same token contents. One thread. Rounds are
-interleaved in one process, a round of either being one update; intervals are over rounds (Fieller).
+interleaved in one process, a round of either being one update; intervals are over rounds (Fieller). rollout-runner: the same
+robots and random actions, an episode a round, stepped one after the other in one process as `envs.meta_world` does, by gymnasium's
+SyncVectorEnv, and by its AsyncVectorEnv with a process for each.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,17 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from algos import build
 from algos.config import configure
 from algos.trainer import Trainer
-from benchmarks.results import row, save
+from benchmarks.results import load, row, save
 from envs import meta_world
-from envs.meta_world_simulator import package
+from envs.meta_world_simulator import package, simulator
 from envs.trials import Array, Trials
-from nestmem.probes import Interval, ratio_interval
+from nestmem.probes import Interval, mean_interval, ratio_interval
 
 BANDIT = ["experiment=bandit10", "memory=lstm", "memory.hidden=64", "env.episodes=100", "trainer.tasks=100"]
 ML1 = ["experiment=ml1_reach", "env.episodes=1", "algo.baseline=critic", "algo.infer=0", "algo.max_kl=0"]
@@ -126,6 +131,41 @@ def simulators(env: Any) -> Callable[[], None]:
     return play
 
 
+def runners(rounds: int) -> list[dict[str, Any]]:
+    env = ours(ML1)[0].problem.env
+    env.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (env.horizon, env.num_envs, 4)).astype(np.float32)
+
+    def robot(i: int) -> Callable[[], Any]:
+        def make() -> Any:
+            sim = simulator(env.task(i).name)
+            meta_world.settle(sim, env.task(i))
+            return sim
+
+        return make
+
+    makers = [robot(i) for i in range(env.num_envs)]
+    others = {"SyncVectorEnv": SyncVectorEnv(makers), "AsyncVectorEnv": AsyncVectorEnv(makers)}
+
+    def player(vector: Any) -> Callable[[], None]:
+        def play() -> None:
+            vector.reset()
+            for some in actions:
+                vector.step(some)
+
+        return play
+
+    players = {"in one process": player(env)} | {name: player(vector) for name, vector in others.items()}
+    found = rates(actions[..., 0].size, rounds, **players)
+    for vector in others.values():
+        vector.close()
+    note = f"{env.num_envs} robots, {os.cpu_count()} cores; resets are in it"
+    return [
+        row("rollout-runner", name, mean.mean, low=mean.low, high=mean.high, unit="steps/s", n=rounds, note=note)
+        for name, mean in ((name, mean_interval(values)) for name, values in found.items())
+    ]
+
+
 def rates(steps: int, rounds: int, **players: Callable[[], None]) -> dict[str, list[float]]:
     """Steps per second of each, round by round; one round before that counts for nothing."""
     found: dict[str, list[float]] = {name: [] for name in players}
@@ -150,12 +190,12 @@ def main(rounds: int) -> None:
             players["simulators"] = simulators(trainer.problem.make_env(env.num_envs))
         found = rates(env.num_envs * env.steps, rounds, **players)
         ours_rate, theirs_rate = np.median(found["ours"]), np.median(found["theirs"])
-        note = f"{ours_rate:.0f} against {theirs_rate:.0f} steps/s; LSTM {trainer.config.memory.hidden}; a core others use, too"
+        note = f"{ours_rate:.0f} against {theirs_rate:.0f} steps/s; LSTM {trainer.config.memory.hidden}"
         rows.append(
             _ratio(claim, "RL2 over RecurrentPPO (sb3-contrib)", found["ours"], found["theirs"], 1, "ratio", note)
         )
         if "simulators" in found:
-            note = f"{np.median(found['ours']):.0f} of {np.median(found['simulators']):.0f} steps/s, one core that others use, too"
+            note = f"{np.median(found['ours']):.0f} of {np.median(found['simulators']):.0f} steps/s"
             rows.append(
                 _ratio(
                     "rollout-efficiency",
@@ -167,7 +207,7 @@ def main(rounds: int) -> None:
                     note,
                 )
             )
-    save("rl2_speed", rows)
+    save("rl2_speed", rows + [r for r in load("rl2_speed") if r["claim"] == "rollout-runner"])
 
 
 def _ratio(
@@ -189,4 +229,8 @@ def _ratio(
 
 if __name__ == "__main__":
     Path("runs").mkdir(exist_ok=True)
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    if sys.argv[1:2] == ["runners"]:
+        found = runners(int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+        save("rl2_speed", [r for r in load("rl2_speed") if r["claim"] != "rollout-runner"] + found)
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

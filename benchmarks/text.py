@@ -1,11 +1,9 @@
 """Claims text-bpb, text-bpb-by-position, text-lesion, mqar-16x, needle-16x, babilong-qaN-LENGTH, forgetting-text,
-recurrence-savings-text, text-flatness: long streams of text with a nested memory and with flat ones.
+recurrence-savings-text: long streams of text with a nested memory and with flat ones.
 
     python -m benchmarks.text train [PART...] [METHOD...] [SEED...]  runs into runs/text (goes on if interrupted); parts are books,
-                                                                     mqar, needle, drift, babilong1 to 3; 3 seeds
+                                                                     mqar, needle, drift, tales, babilong1 to 3; 3 seeds
     python -m benchmarks.text far [NAME...]                          runs on BABILong asked at 32 k, 128 k and a million words
-    python -m benchmarks.text throughput [METHOD...]                 tokens/s and peak memory from 10 kB to 1 MB; with
-                                                                     titans-pytorch (`uv run --group bench`) its transformer too
     python -m benchmarks.text collect                                rows from what is there; what has no run stays as it was
 
 All methods of a part see the same bytes in the same order. Flat memories of books and drift have the nested model's parameters
@@ -15,19 +13,10 @@ documents.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import resource
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from algos import figures, jobs, recall_run
 from algos.text_drift import SLACK
@@ -70,6 +59,7 @@ STORIES = {
 TWICE = ["algo.layers=2"]  # to find out who has a thing, and where that one is
 FAR = {32_768: 96, 131_072: 48, 1_048_576: 8}  # words, streams of so many
 FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
+BY_TALES = "env.data=[books,generated,books]"
 PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
     "books": {
         "nested": (["experiment=books"], NESTED),
@@ -88,6 +78,10 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
         "nested": (["experiment=drifting_text"], NESTED),
         "lstm": (["experiment=drifting_text", *FLAT], "flat LSTM"),
     },
+    "tales": {  # as drift, by way of what is least like books
+        "nested": (["experiment=drifting_text", BY_TALES], NESTED),
+        "lstm": (["experiment=drifting_text", BY_TALES, *FLAT], "flat LSTM"),
+    },
 } | {
     f"babilong{task}": {
         name: (["experiment=babilong", f"env.task={task}", *([] if task == 1 else TWICE), *o], title)
@@ -97,10 +91,6 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
 }  # fmt: skip
 AT = "text-bpb-at-"
 GROWTH, FIRST_PLACE = "flat LSTM minus nested", 512
-SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)  # bytes of a throughput measurement
-STRETCH, PIECE = 10_000, 500  # of these, the last so many are timed; so many are read at once
-ROUNDS = 3  # of which the median counts
-PEER, PEER_SIZES = "titans_pytorch", 4  # at a million bytes it would need more memory than there is
 
 
 def train(arguments: list[str]) -> None:
@@ -132,92 +122,15 @@ def far(names: list[str]) -> None:
                 kept.write_text(json.dumps(found))
 
 
-def throughput(methods: list[str]) -> None:
-    """Each method in a process of its own, so that its peak memory is its own: an untrained model reads up to 1 MB."""
-    kept = ROOT / "flatness.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    for method in methods or ["nested", "lstm", "window", *([PEER] if importlib.util.find_spec(PEER) else [])]:
-        code = f"from benchmarks.text import measured; measured({method!r})"
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        found[method] = json.loads(said.splitlines()[-1])
-        print(method, found[method], flush=True)
-    ROOT.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(found))
-
-
-@torch.no_grad()
-def measured(method: str) -> None:
-    """Print tokens/s in processor time at each size, and the peak of resident memory by then above what it was before."""
-    torch.set_num_threads(1)
-    read = peer() if method == PEER else carried(method)
-    text = torch.randint(0, 256, (1, max(SIZES)), generator=torch.Generator().manual_seed(0))
-    read(text[:, :STRETCH])  # what is loaded and compiled at first is nobody's throughput
-    base, rates, peaks = _resident(), [], []
-    for size in SIZES[: PEER_SIZES if method == PEER else None]:
-        rates.append(median(read(text[:, :size]) for _ in range(ROUNDS)))
-        peaks.append(_resident() - base)
-    print(json.dumps({"tokens_per_s": rates, "peak_mb": peaks}))
-
-
-def carried(method: str) -> Callable[[Tensor], float]:
-    """Ours: reads in pieces with the state carried. Its rate is that of the last `STRETCH` tokens."""
-    from algos import build
-    from algos.config import configure
-
-    made = build.learner(configure(PARTS["books"][method][0])).memory.eval()
-
-    def read(text: Tensor) -> float:
-        state, begun = made.initial_state(1), 0.0
-        for start in range(0, text.shape[1], PIECE):
-            if start == text.shape[1] - STRETCH:
-                begun = time.process_time()
-            state = made(text[:, start : start + PIECE], state)[1]
-        return STRETCH / (time.process_time() - begun)
-
-    return read
-
-
-def peer() -> Callable[[Tensor], float]:
-    """The transformer of titans-pytorch with memory as context. It carries nothing from one call to the next, so it reads all at
-    once, and its rate is that of the whole."""
-    from titans_pytorch import MemoryAsContextTransformer
-
-    made = MemoryAsContextTransformer(
-        num_tokens=256, dim=48, depth=2, segment_len=128, num_persist_mem_tokens=4, num_longterm_mem_tokens=16,
-        dim_head=16, heads=4, num_residual_streams=1, neural_memory_layers=(1,),
-        neural_memory_kwargs={"dim_head": 24, "heads": 2},
-    ).eval()  # fmt: skip
-
-    def read(text: Tensor) -> float:
-        begun = time.process_time()
-        made(text)
-        return text.shape[1] / (time.process_time() - begun)
-
-    return read
-
-
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def collect() -> None:
     rows = []
-    fresh: set[tuple[str, str]] = set()
     for part, methods in PARTS.items():
         for method, (_, title) in methods.items():
             results = [loaded(p) for p in sorted(ROOT.glob(f"{part}-{method}-s*/result.json"))]
             if results:
                 rows += summary(part, title, results)
-    rows += growth() + paces()
-    if (ROOT / "flatness.json").exists():
-        for method, found in json.loads((ROOT / "flatness.json").read_text()).items():
-            title = PARTS["books"][method][1] if method != PEER else "titans-pytorch, transformer of 141 k parameters"
-            rates, peaks = found["tokens_per_s"], found["peak_mb"]
-            note = f"{', '.join(f'{r:.0f}' for r in rates)} at {', '.join(map(str, SIZES[: len(rates)]))} bytes"
-            note += f", one row, processor time; peak beyond the model MB {', '.join(f'{p:.0f}' for p in peaks)}"
-            rows.append(row("text-tokens-per-s", title, rates[-1], n=1, unit="tokens/s", note=note))
-            rows.append(row("text-flatness", title, max(rates) / min(rates), n=1, unit="ratio"))
-    fresh |= {(r["claim"], r["method"]) for r in rows}
+    rows += growth() + paces("drift", "") + paces("tales", "-tales")
+    fresh = {(r["claim"], r["method"]) for r in rows}
     rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
     save("text", rows)
     draw(rows)
@@ -250,37 +163,36 @@ def draw(rows: list[dict[str, Any]], path: Path = Path("docs/text.png")) -> None
         ).savefig(path)
 
 
-def paces() -> list[dict[str, Any]]:
-    """Updates until text not yet learned from is predicted as well as the flat model did at the end of its first visit to books,
-    flat over nested: on a first visit and on the return after speeches. Counted in points of the run's line, six updates each."""
-    each: dict[str, list[float]] = {"first-visit-text": [], "recurrence-savings-text": []}
-    for path in sorted(ROOT.glob("drift-nested-s*/result.json")):
+def paces(part: str, by: str) -> list[dict[str, Any]]:
+    """Updates until text not yet learned from is predicted at a level, flat over nested: on a first visit to books and on the
+    return, at the level of the flat model at the end of its first visit; and on the return at what it ends that with. Counted in
+    points of the run's line, six updates each."""
+    first, again = f"first-visit-text{by}", f"recurrence-savings-text{by}"
+    each: dict[tuple[str, str], list[float]] = {}
+    for path in sorted(ROOT.glob(f"{part}-nested-s*/result.json")):
         other = ROOT / path.parent.name.replace("nested", "lstm") / "result.json"
         if other.exists():
             runs = [json.loads(p.read_text()) for p in (other, path)]
             curves = [[p[1] for p in run["lines"]["online"]["points"]] for run in runs]
             phase = len(curves[0]) // 3
-            level = mean_interval(curves[0][phase - 3 : phase]).mean + SLACK
-            for claim, start in zip(each, (0, 2 * phase), strict=True):
+            reached = mean_interval(curves[0][phase - 3 : phase]).mean + SLACK
+            ended = mean_interval(curves[0][-3:]).mean
+            for claim, what, start, level in (
+                (first, "", 0, reached),
+                (again, "", 2 * phase, reached),
+                (again, ", to what the return ends with", 2 * phase, ended),
+            ):
                 flat, ours = (_reached(curve[start : start + phase], level) for curve in curves)
-                each[claim].append(flat / ours)
+                each.setdefault((claim, what), []).append(flat / ours)
     rows = []
-    for claim, ratios in each.items():
-        if ratios:
-            mean = mean_interval(ratios)
-            bounds = {"low": mean.low, "high": mean.high} if mean.n > 1 else {}
-            note = f"seeds {', '.join(f'{r:.2f}' for r in ratios)}; books, speeches, books"
-            rows.append(
-                row(
-                    claim,
-                    "updates of the flat LSTM over nested",
-                    mean.mean,
-                    n=mean.n,
-                    unit="ratio",
-                    note=note,
-                    **bounds,
-                )
-            )
+    for (claim, what), ratios in each.items():
+        mean = mean_interval(ratios)
+        bounds = {"low": mean.low, "high": mean.high} if mean.n > 1 else {}
+        note = (
+            f"seeds {', '.join(f'{r:.2f}' for r in ratios)}; books, {'speeches' if part == 'drift' else 'tales'}, books"
+        )
+        title = f"updates of the flat LSTM over nested{what}"
+        rows.append(row(claim, title, mean.mean, n=mean.n, unit="ratio", note=note, **bounds))
     return rows
 
 
@@ -329,28 +241,28 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
             values = {f"{part}-16x": ([r["score"] for r in results], "%", "1,024 tokens, learned on 64")}
             line = [r["lines"]["length"]["points"] for r in results]
             values[f"{part}-1x"] = ([points[0][1] for points in line], "%", "64 tokens")
-        case "drift":
+        case "drift" | "tales":
+            other, by = results[0]["env"]["data"][1], "" if part == "drift" else "-tales"
             asked = {
-                "forgetting-text": ("forgetting of books while away", "bits per byte"),
-                "forgetting-text-speeches": ("forgetting of speeches while away", "bits per byte"),
-                "drift-savings": ("savings on return to books", "ratio"),
+                f"forgetting-text{by}": ("forgetting of books while away", "bits per byte"),
+                f"forgetting-text{by}-other": (f"forgetting of {other} while away", "bits per byte"),
+                f"drift-savings{by}": ("savings on return to books", "ratio"),
             }
             values = {}
             for claim, (name, unit) in asked.items():
                 each = [r["numbers"][name] for r in results]
                 if not any(isinstance(v, str) for v in each):
-                    values[claim] = (each, unit, "books, speeches, books")
+                    values[claim] = (each, unit, f"books, {other}, books")
             for i in range(3):
                 key = f"bits per byte of books after phase {i + 1}"
-                values[f"drift-books-after-{i + 1}"] = ([r["numbers"][key] for r in results], "bits per byte", "")
+                values[f"drift-books-after-{i + 1}{by}"] = ([r["numbers"][key] for r in results], "bits per byte", "")
         case _:
-            values = {}
-            shared = min((r["lines"]["length"]["points"] for r in results), key=len)
-            for i, point in enumerate(shared):
-                each = [r["lines"]["length"]["points"][i][1] for r in results]
-                many = FAR.get(round(point[0]), results[0]["n"])
+            values, found = {}, [{round(p[0]): p[1] for p in r["lines"]["length"]["points"]} for r in results]
+            for length in sorted({length for points in found for length in points}):
+                each = [points[length] for points in found if length in points]
+                many = FAR.get(length, results[0]["n"])
                 about = f"words; learned on 64 to 512; {many} streams"
-                values[f"babilong-qa{results[0]['env']['task']}-{round(point[0])}"] = (each, "%", about)
+                values[f"babilong-qa{results[0]['env']['task']}-{length}"] = (each, "%", about)
     rows = []
     for claim, (each, unit, about) in values.items():
         mean, tested = mean_interval(each), f"{results[0]['n']} {results[0]['counted']}"
@@ -374,9 +286,7 @@ if __name__ == "__main__":
             train(rest)
         case ["far", *rest]:
             far(rest)
-        case ["throughput", *rest]:
-            throughput(rest)
         case ["collect"]:
             collect()
         case _:
-            raise SystemExit("text: expected train [PART...] [METHOD...] [SEED...], far, throughput or collect")
+            raise SystemExit("text: expected train [PART...] [METHOD...] [SEED...], far or collect")
