@@ -29,6 +29,8 @@ from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
 
 ROOT = Path("runs/ml1")
+FED = "RL2, nested (LSTM, fast weights, leaky)"
+GATED = "RL2, nested (LSTM, episodes, slow weights, behind a gate)"
 RUNS: dict[str, tuple[list[str], str]] = {
     "lstm": (["experiment=ml1_reach"], "RL2, LSTM"),
     "lstm-end": (["experiment=ml1_reach_end", "algo.start={lstm}"], "RL2, LSTM, second stage"),
@@ -37,7 +39,13 @@ RUNS: dict[str, tuple[list[str], str]] = {
         "RL2, LSTM, not told the goal in training",
     ),
     "lstm-given-away": (["experiment=ml1_reach", "env.mixed=false"], "RL2, LSTM, things give training goals away"),
-    "nested": (["experiment=ml1_reach", "memory=nested"], "RL2, nested"),
+    "nested": (["experiment=ml1_reach", "memory=nested_fed"], FED),
+    "nested-end": (["experiment=ml1_reach_end", "memory=nested_fed", "algo.start={nested}"], f"{FED}, second stage"),
+    "gated": (["experiment=ml1_reach", "memory=nested", "memory.reset_every=0"], GATED),
+    "gated-end": (
+        ["experiment=ml1_reach_end", "memory=nested", "memory.reset_every=0", "algo.start={gated}"],
+        f"{GATED}, second stage",
+    ),
     "maml": (["experiment=maml_ml1"], "MAML"),
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
 }
