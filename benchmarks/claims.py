@@ -180,7 +180,7 @@ SECTIONS = {
     "exactness": ["meta-gradient-error", "resume-identical"],
     "ml1": [
         *(f"ml1-{part}" for part in ("reach-any", "reach-final", "reach-adaptation", "evaluators")),
-        "rl2-vs-sb3-bandit", "rl2-vs-sb3-ml1", "rollout-efficiency",
+        "rl2-vs-sb3-bandit", "rl2-vs-sb3-ml1", "rollout-efficiency", "rollout-runner",
     ],
     "rl": ["bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25", "barcode", "barcode-second-visit"],
     "memory-speed": [
