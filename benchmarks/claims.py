@@ -192,6 +192,7 @@ SECTIONS = {
         *(f"store-{w}-vs-{peer}" for w in ("puts", "search-100k", "unfiltered-100k") for peer in STORES),
         *(f"store-{what}" for what in ("puts", "puts-cpu", "batched-puts-100k", "search-100k", "filtered-100k", "recall-100k")),
         "store-bytes-100k", "store-start-100k", "store-crash", "store-failover-lost",
+        *(f"store-soak{what}" for what in ("", "-missed", "-files", "-memory", "-journal")),
     ],
     "store-sizes": [
         *(f"store-{what}-{n}" for n in ("10k", "1M") for what in STORE_COSTS),
