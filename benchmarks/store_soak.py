@@ -3,9 +3,9 @@
     python -m benchmarks.store_soak [CALLS] [FOLDER]      default 1000000 calls, in a temporary folder; an hour of CPU
 
 Of a hundred calls, drawn with a fixed seed, 50 put an item (a short text and 32 numbers), 30 search by words and vector, 14 touch
-what was found and 5 supersede the newest item; the hundredth ages the store by a day and forgets down to 500 items. Every 10,000
-calls `compact` lets go of the past, `verify` looks at every row, and files and memory are measured. A search has to find what
-was put last. The journal, one row a commit, is kept for good and so grows; it is counted by itself.
+what was found and 5 supersede the newest item; the hundredth ages the store by a day and forgets down to 500 items. A hundred
+times in all `compact` lets go of the past, `verify` looks at every row, and files and memory are measured. A search has to
+find what was put last. The journal, one row a commit, is kept for good and so grows; it is counted by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.results import row
 from nestmem.store import New, Store
 
 DIM, CAPACITY, DAY = 32, 500, 86400.0
-TICK, LOOK = 100, 10_000  # calls
+TICK, LOOKS = 100, 100  # calls from one day to the next; measurements in all
 
 
 class Mark(NamedTuple):
@@ -51,7 +51,7 @@ class Clock:
         return self.now
 
 
-def soak(folder: Path, calls: int, look: int = LOOK) -> Iterator[Mark]:
+def soak(folder: Path, calls: int, look: int) -> Iterator[Mark]:
     """Do so many calls on a new store in `folder`; what is measured every `look` of them."""
     draw, clock, began = random.Random(0), Clock(), time.perf_counter()
     vectors = torch.randn(4096, DIM, generator=torch.Generator().manual_seed(0))
@@ -133,6 +133,6 @@ if __name__ == "__main__":
     calls = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as scratch:
         marks: list[Mark] = []
-        for mark in soak(Path(scratch), calls):
+        for mark in soak(Path(scratch), calls, look=max(1, calls // LOOKS)):
             marks.append(mark)
             save_rows(rows_of(marks))  # a run that is ended early leaves what it has done

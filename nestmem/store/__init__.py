@@ -12,6 +12,7 @@ from nestmem.store.descend import Descent, descend
 from nestmem.store.errors import StoreError
 from nestmem.store.fusion import ReciprocalRank
 from nestmem.store.layers import Layered
+from nestmem.store.matrix import Slots, matrix_export, matrix_import
 from nestmem.store.model import (
     L0,
     L1,
@@ -37,6 +38,7 @@ from nestmem.store.reader import Reader
 from nestmem.store.retention import Retention
 from nestmem.store.rows import Filter
 from nestmem.store.segment import Episodes
+from nestmem.store.session import Session
 from nestmem.store.store import Diff, Store, restore
 from nestmem.store.verify import Report
 from nestmem.store.writer import Erased
@@ -74,11 +76,15 @@ __all__ = [
     "ReciprocalRank",
     "Report",
     "Retention",
+    "Session",
+    "Slots",
     "Space",
     "Store",
     "StoreError",
     "Written",
     "associate",
     "descend",
+    "matrix_export",
+    "matrix_import",
     "restore",
 ]

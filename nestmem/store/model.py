@@ -32,6 +32,7 @@ METRICS = ("cosine", "dot", "l2")
 TEXT_LIMIT = 1_000_000  # characters
 NAME_LIMIT = 1_000
 AUTO = "auto:"  # begins a key that was made from what was given
+WORK = "work:"  # begins the namespace of a session
 
 
 @dataclass(frozen=True)

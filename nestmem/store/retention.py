@@ -25,6 +25,7 @@ class Retention:
     """strengths: S of each level in days (levels above the last named never fade). floor: what is left for ever.
 
     zones: R at which an item is called active, warm, cold; archived below. hours: count as printed in the paper.
+    work: days after its last write that a session (session.py) is forgotten.
     """
 
     strengths: Mapping[int, float] = field(default_factory=lambda: {-1: 90.0, 0: 14.0, 1: 90.0, 2: 365.0})
@@ -33,11 +34,13 @@ class Retention:
     ceiling: float = 100.0
     zones: tuple[float, float, float] = (0.8, 0.5, 0.2)
     hours: bool = False
+    work: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1 or self.eta < 0 or self.ceiling < 1 or any(s <= 0 for s in self.strengths.values()):
+        days = (self.work, *self.strengths.values())
+        if not 0 <= self.floor < 1 or self.eta < 0 or self.ceiling < 1 or min(days) <= 0:
             raise ValueError(
-                f"retention: expected 0 <= floor < 1, eta >= 0, ceiling >= 1 and strengths > 0, got {self}"
+                f"retention: expected 0 <= floor < 1, eta >= 0, ceiling >= 1, strengths > 0 and work > 0, got {self}"
             )
 
     def retention(self, seconds: float, level: int, strength: float = 1.0) -> float:

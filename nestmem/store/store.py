@@ -27,13 +27,14 @@ from sqlalchemy import insert, select
 from nestmem.store import compaction, snapshot, transfer, verify
 from nestmem.store.engine import Engine, count, open_engine
 from nestmem.store.errors import StoreError
-from nestmem.store.model import Written, check_number, check_one_of, check_text
+from nestmem.store.model import WORK, Written, check_number, check_one_of, check_text
 from nestmem.store.plain import fingerprint
 from nestmem.store.reader import newest
 from nestmem.store.retention import Retention
 from nestmem.store.rows import spaces, visible
 from nestmem.store.schema import dynamics, hidden, item, meta
 from nestmem.store.schema import snapshot as snapshots
+from nestmem.store.session import Session
 from nestmem.store.shards import Shards
 from nestmem.store.writer import Writer
 
@@ -70,7 +71,8 @@ class Store(Writer):
         read_only: bool = False,
         index: str = "",
     ):
-        check_text("namespace", namespace, empty=False)
+        if check_text("namespace", namespace, empty=False).startswith(WORK) and not read_only:
+            raise ValueError(f"namespace: {namespace!r} is a session's; open it with session()")
         check_text("actor", actor)
         check_number("timeout", timeout, low=0)
         check_one_of("index", index, ("", "usearch"))
@@ -110,6 +112,10 @@ class Store(Writer):
     def close(self) -> None:
         """Write the vector cache and let go of the files. Nothing is lost without it."""
         self._shards.close()
+
+    def session(self, run: str) -> Session:
+        """The scratch namespace of one run, made by its first write and forgotten when it is idle (session.py)."""
+        return Session(self, run)
 
     # The whole.
 

@@ -2,7 +2,7 @@
 
 The rule is a `Retention`. A tick at an equal clock changes nothing. It deletes nothing either, unless a capacity is
 given: then what is least worth keeping is forgotten (which `remember` undoes), never a pinned item, nor one on which
-a derived item rests alone.
+a derived item rests alone. Sessions (`session.py`) that nobody wrote to for long are forgotten as a whole.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, func, insert, select, update
 
 from nestmem.store.engine import Engine, Transaction, chunks, seqs_of
-from nestmem.store.model import PROC, Dynamics
+from nestmem.store.model import PROC, WORK, Dynamics
 from nestmem.store.removal import forget
-from nestmem.store.retention import Retention, harmful, utility_bound
+from nestmem.store.retention import DAY, Retention, harmful, utility_bound
 from nestmem.store.rows import get_dynamics, need_items, visible
 from nestmem.store.schema import dynamics, item, link
 
 
 class Tick(NamedTuple):
-    """What a tick did: items by their state now, ids that changed state, ids forgotten to make room."""
+    """What a tick did: items by their state now, ids that changed state, ids forgotten: to make room, or with a session."""
 
     states: dict[str, int]
     moved: tuple[str, ...]
@@ -101,7 +101,25 @@ def decay_tick(
     if out:
         for (engine, change), mine in zip(shards, present):
             forget(engine, change, [ident for ident in out if ident in mine], reason="capacity")
-    return Tick(states, tuple(moved), tuple(out), 0)
+    return Tick(states, tuple(moved), (*out, *_end_sessions(shards, policy.work)), 0)
+
+
+def _end_sessions(shards: Sequence[tuple[Engine, Transaction]], days: float) -> list[str]:
+    """Forget the sessions whose last write is so many days ago. Ids of what was in them."""
+    last: dict[str, float] = {}
+    scratch = and_(func.substr(item.c.namespace, 1, len(WORK)) == WORK, visible(None))
+    for _, change in shards:
+        query = select(item.c.namespace, func.max(item.c.recorded_at)).where(scratch).group_by(item.c.namespace)
+        for namespace, at in change.conn.execute(query):
+            last[namespace] = max(at, last.get(namespace, at))
+    out: list[str] = []
+    for engine, change in shards:
+        over = [namespace for namespace, at in last.items() if change.now - at >= days * DAY]
+        gone = select(item.c.id).where(item.c.namespace.in_(over), visible(None)).order_by(item.c.seq)
+        ids = list(change.conn.execute(gone).scalars()) if over else []
+        forget(engine, change, ids, reason="time")
+        out += ids
+    return out
 
 
 def _least(changes: Sequence[Transaction], worth: dict[str, float], many: int, present: set[str]) -> list[str]:

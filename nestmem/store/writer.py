@@ -16,7 +16,7 @@ from nestmem.store import removal, ties, use, versions, writes
 from nestmem.store.consolidate import Consolidated, consolidate
 from nestmem.store.engine import Engine, Transaction
 from nestmem.store.errors import StoreError
-from nestmem.store.model import METRICS, New, Written, check_one_of, check_text
+from nestmem.store.model import METRICS, WORK, New, Written, check_one_of, check_text
 from nestmem.store.policies import Policy
 from nestmem.store.reader import Reader
 from nestmem.store.rows import get_items, spaces
@@ -64,11 +64,11 @@ class Writer(Reader):
         """Put one item: a text with any fields of `New`. Doing it again is nothing, so a call whose answer was lost
         is repeated.
         """
-        return self.put_many([text if isinstance(text, New) and not fields else _new(text, fields)])
+        return self.put_many([text if isinstance(text, New) and not fields else as_new(text, fields)])
 
     def put_many(self, items: Sequence[New | str]) -> Written:
         """Put several items, all or none, in one transaction."""
-        news = [self._settled(_new(i, {})) for i in items]
+        news = [self._settled(as_new(i, {})) for i in items]
         if not news:
             return Written((), self.generation)
         places = [self._shards.place(new.namespace or "", new.root) for new in news]
@@ -86,7 +86,12 @@ class Writer(Reader):
         return {self._shards.place(new.namespace or "", f"key {new.key}") for new in news if new.key is not None}
 
     def _settled(self, new: New) -> New:
-        return replace(new, namespace=self.namespace) if new.namespace is None else new
+        if new.namespace is None:
+            return replace(new, namespace=self.namespace)
+        check_text("namespace", new.namespace)
+        if new.namespace.startswith(WORK) and new.namespace != self.namespace:  # it would be forgotten with time
+            raise ValueError(f"namespace: {new.namespace!r} is a session's; open it with session()")
+        return new
 
     def supersede(self, ident: str, text: str | New, **fields: Any) -> Written:
         """Replace an item by a new version in its place; the old one becomes history.
@@ -94,7 +99,7 @@ class Writer(Reader):
         With `event_from` the world changed then (the old version still held before: `Filter(valid_at=...)` finds it);
         without, the old one was wrong.
         """
-        new = _new(text, fields)
+        new = as_new(text, fields)
         check_text("id", ident)
         (place,) = self._shards.holding([ident])
         with self._shards.write("supersede", [place]) as writing:
@@ -103,11 +108,11 @@ class Writer(Reader):
 
     def forget(self, ids: Sequence[str] | str) -> Written:
         """Hide items; `remember` shows them again, and the past still has them."""
-        return self._each("forget", removal.forget, _ids(ids))
+        return self._each("forget", removal.forget, as_ids(ids))
 
     def remember(self, ids: Sequence[str] | str) -> Written:
         """Show forgotten items again."""
-        return self._each("remember", removal.remember, _ids(ids))
+        return self._each("remember", removal.remember, as_ids(ids))
 
     def _each(
         self, op: str, act: Callable[[Engine, Transaction, Sequence[str]], object], ids: tuple[str, ...]
@@ -128,7 +133,7 @@ class Writer(Reader):
         Snapshots and exports are not touched: the registered snapshots that still hold the content are named in the
         answer.
         """
-        given = _ids(ids)
+        given = as_ids(ids)
         with self._read() as conns:
             if missing := [i for i in given if not any(get_items(conn, [i], any_state=True) for conn in conns)]:
                 raise StoreError(f"ids: no item {missing[0]!r}")
@@ -187,7 +192,7 @@ class Writer(Reader):
 
     def touch(self, ids: Sequence[str] | str, *, useful: bool = False) -> Written:
         """Note that items were retrieved; `useful` strengthens them, the more the longer they had not been."""
-        return self._each("touch", lambda _, change, mine: use.touch(change, mine, useful, self.retention), _ids(ids))
+        return self._each("touch", lambda _, change, mine: use.touch(change, mine, useful, self.retention), as_ids(ids))
 
     def decay_tick(self, *, namespace: str | None = None, capacity: int | None = None, prune: bool = False) -> use.Tick:
         """Age a namespace to the clock's time. With a capacity, forget what is least worth keeping down to it; with
@@ -221,7 +226,7 @@ def _doomed(conns: Sequence[Connection], ids: Sequence[str]) -> list[str]:
     return sorted(doomed)
 
 
-def _new(text: str | New, fields: Mapping[str, Any]) -> New:
+def as_new(text: str | New, fields: Mapping[str, Any]) -> New:
     if unknown := set(fields) - set(New.__dataclass_fields__):
         raise ValueError(f"put: no field {min(unknown)!r}; known: {', '.join(New.__dataclass_fields__)}")
     if isinstance(text, New):
@@ -229,7 +234,7 @@ def _new(text: str | New, fields: Mapping[str, Any]) -> New:
     return New(text, **fields)
 
 
-def _ids(ids: Sequence[str] | str) -> tuple[str, ...]:
+def as_ids(ids: Sequence[str] | str) -> tuple[str, ...]:
     given = (ids,) if isinstance(ids, str) else tuple(ids)
     if not given:
         raise ValueError("ids: expected at least one id, got none")
