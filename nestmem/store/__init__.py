@@ -10,7 +10,7 @@ from nestmem.store.codebook import Prototypes
 from nestmem.store.communities import Communities
 from nestmem.store.descend import Descent, descend
 from nestmem.store.errors import StoreError
-from nestmem.store.fusion import ReciprocalRank
+from nestmem.store.fusion import CalibratedSum, ReciprocalRank
 from nestmem.store.layers import Layered
 from nestmem.store.matrix import Slots, matrix_export, matrix_import
 from nestmem.store.model import (
@@ -50,6 +50,7 @@ __all__ = [
     "L3",
     "PROC",
     "Budget",
+    "CalibratedSum",
     "Communities",
     "Derived",
     "Descent",

@@ -78,7 +78,7 @@ class Postgres(Engine):
 
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         try:
-            raw = psycopg.connect(self.url, connect_timeout=max(2, int(self.timeout)))
+            raw = psycopg.connect(self.url, connect_timeout=max(10, int(self.timeout)))
         except psycopg.OperationalError as error:
             raise StoreError(f"{self.name}: {unreachable(str(error))}; nothing was written") from error
         try:

@@ -13,7 +13,7 @@ from nestmem.store.channels import Scope
 from nestmem.store.compaction import horizon
 from nestmem.store.engine import chunks, last_commit, seqs_of
 from nestmem.store.errors import StoreError
-from nestmem.store.fusion import ReciprocalRank
+from nestmem.store.fusion import CalibratedSum, ReciprocalRank
 from nestmem.store.model import (
     LINK_TYPES,
     Budget,
@@ -154,9 +154,10 @@ class Reader:
         where: Filter | None = None,
         namespace: str | None = None,
         budget: Budget | None = None,
-        fusion: ReciprocalRank | None = None,
+        fusion: ReciprocalRank | CalibratedSum | None = None,
         decay: bool = False,
         distinct: bool = True,
+        diversity: float = 0.0,
         explain: bool = False,
         also: Sequence[str] = (),
     ) -> Found:
@@ -164,14 +165,16 @@ class Reader:
         given.
 
         where: what is searched at all. decay: weigh by retention (what was useful lately comes first). distinct: fold
-        items of the same text. explain: ranks per channel and the path in the tree. also: further channels, any of
-        "entities", "levels", "hopfield", "spreading" (associations.py). Equal scores are ordered by id.
+        items of the same text. diversity: 0 to 1, how much those that are alike give way to others (diversity.py).
+        fusion: how scores come about (fusion.py). explain: ranks per channel and the path in the tree. also: further
+        channels, any of "entities", "levels", "hopfield", "spreading" (associations.py). Equal scores are ordered by id.
         """
+        summed = isinstance(fusion, CalibratedSum)  # decay is one of its terms
         ask = Question(
             scope=Scope(namespace or self.namespace, self._at, where or Filter()),
             text=text, vector=vector, space=space, near=near, k=k, budget=budget or Budget(),
-            fusion=fusion or ReciprocalRank(), retention=self.retention if decay else None, distinct=distinct,
-            explain=explain, now=self._shards.clock(), also=tuple(also),
+            fusion=fusion or ReciprocalRank(), retention=self.retention if decay or summed else None, distinct=distinct,
+            explain=explain, now=self._shards.clock(), also=tuple(also), diversity=diversity,
         )  # fmt: skip
         with self._shards.read() as sources:
             generation = newest([source.conn for source in sources]) if self._at is None else self._at

@@ -1,8 +1,8 @@
 """Finding items: filter first, rank by several channels (`channels.py`), fuse them into one order (`fusion.py`), ties
 by id.
 
-Items of the same text are folded into the best of them. Where that leaves too few, the channels are asked for more:
-there are never fewer than k results while k items match.
+Items of the same text are folded into the best of them, and with `diversity` those that are alike give way (`diversity.py`).
+Where that leaves too few, the channels are asked for more: there are never fewer than k results while k items match.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor
 from nestmem.store import associations, channels
 from nestmem.store.associations import ALSO
 from nestmem.store.channels import Scope, Scored
+from nestmem.store.diversity import POOL, spread_out
 from nestmem.store.engine import chunks
-from nestmem.store.fusion import Part, ReciprocalRank
+from nestmem.store.fusion import CalibratedSum, Part, ReciprocalRank, Standing
 from nestmem.store.model import Budget, Dynamics, Found, Hit, Item, Rank, check_number, check_one_of
 from nestmem.store.retention import Retention
-from nestmem.store.rows import get_dynamics, get_items
+from nestmem.store.rows import get_dynamics, get_items, need_space, spaces
 from nestmem.store.schema import item, link
 from nestmem.store.shards import Source
 
@@ -39,12 +40,13 @@ class Question:
     near: float | None
     k: int
     budget: Budget
-    fusion: ReciprocalRank
+    fusion: ReciprocalRank | CalibratedSum
     retention: Retention | None
     distinct: bool
     explain: bool
     now: float
     also: Sequence[str] = ()
+    diversity: float = 0.0
 
     def check(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
@@ -66,6 +68,10 @@ class Question:
                 raise ValueError(f"also: {name} needs a vector with its space")
             if name == "entities" and self.text is None:
                 raise ValueError("also: entities needs a text")
+        if check_number("diversity", self.diversity, 0, 1) and self.vector is None:
+            raise ValueError("diversity: needs a vector with its space")
+        if isinstance(self.fusion, CalibratedSum) and (self.text is not None or self.near is not None or self.also):
+            raise ValueError("fusion: CalibratedSum ranks by a vector alone, without text, near or also")
         self.scope.where.check()
 
 
@@ -73,22 +79,24 @@ def search(sources: Sequence[Source], ask: Question, generation: int) -> Found:
     ask.check()
     deadline = None if ask.budget.ms is None else time.monotonic() + ask.budget.ms / 1000
     limit = ask.k if ask.budget.items is None else min(ask.k, ask.budget.items)
+    wanted = POOL * limit if ask.diversity else limit
     alone = (
         sum(given is not None for given in (ask.vector, ask.text, ask.near)) == 1
         and ask.retention is None
         and not ask.also
     )
-    depth = 2 * limit if alone else max(ask.fusion.depth, limit)  # one ranking by itself needs no candidates to reorder
+    depth = 2 * wanted if alone else max(ask.fusion.depth, wanted)  # one ranking by itself has nothing to reorder
     while True:
         rankings, trust, late = _ask(sources, ask, depth, deadline)
-        parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in rankings.items()}, trust)
-        decays = decay_factors(sources, list(parts), ask.retention, ask.now)
+        parts, decays = _parts(sources, ask, rankings, trust)
         scores = {i: decays[i] * sum(p.part for p in by.values()) for i, by in parts.items()}
         order = sorted(scores, key=lambda i: (-round(scores[i], 12), i))
-        items, kept = first_of_each_text(sources, order, limit, ask.distinct)
-        if len(kept) >= limit or late or all(len(rows) < depth for rows in rankings.values()):
+        items, kept = first_of_each_text(sources, order, wanted, ask.distinct)
+        if len(kept) >= wanted or late or all(len(rows) < depth for rows in rankings.values()):
             break
         depth *= 4
+    if ask.diversity and ask.space is not None:
+        kept = spread_out(sources, kept, scores, ask.space, limit, ask.diversity)
     stopped = "ms" if late else "exhausted" if len(kept) < limit else "k" if limit == ask.k else "items"
     hits: list[Hit] = []
     size = 0
@@ -125,6 +133,7 @@ def _ask(
             asked = associations.names(ask.text)
             found[channel] = channels.merged([channels.words(s, ask.scope, asked, depth) for s in sources], depth)
         elif channel == "spreading":
+            assert isinstance(ask.fusion, ReciprocalRank)  # `check` refuses a sum of similarities here
             parts = ask.fusion.fuse({c: [ident for _, ident, _ in rows] for c, rows in found.items()}, trust)
             scores = {ident: sum(p.part for p in by.values()) for ident, by in parts.items()}
             best = sorted(scores, key=lambda ident: (-scores[ident], ident))[: associations.SEEDS]
@@ -150,8 +159,27 @@ def _one(source: Source, channel: str, ask: Question, depth: int) -> Scored:
     return channels.near(source, ask.scope, ask.near, depth)
 
 
+def _parts(
+    sources: Sequence[Source], ask: Question, rankings: Mapping[str, Scored], trust: Mapping[str, float]
+) -> tuple[dict[str, dict[str, Part]], dict[str, float]]:
+    """What each channel gives to the score of each item found, and what decay multiplies that with."""
+    found = {channel: [ident for _, ident, _ in rows] for channel, rows in rankings.items()}
+    if isinstance(ask.fusion, CalibratedSum):
+        if need_space(spaces(sources[0].conn), ask.space or "")[1].metric != "cosine":
+            raise ValueError(f"fusion: CalibratedSum needs a space of the metric cosine, got {ask.space!r}")
+        worth = standings(sources, found["dense"], ask.retention, ask.now)
+        ranked = enumerate(rankings["dense"], 1)
+        parts = {ident: ask.fusion.parts(rank, score, worth[ident]) for rank, (_, ident, score) in ranked}
+        return parts, dict.fromkeys(parts, 1.0)  # decay is a term of the sum
+    parts = ask.fusion.fuse(found, trust)
+    if ask.retention is None:
+        return parts, dict.fromkeys(parts, 1.0)
+    return parts, {i: each.left for i, each in standings(sources, list(parts), ask.retention, ask.now).items()}
+
+
 def _ranks(rankings: Mapping[str, Scored], parts: Mapping[str, Part]) -> dict[str, Rank]:
-    return {c: Rank(p.rank, rankings[c][p.rank - 1][2], p.part) for c, p in parts.items()}
+    """With each channel's own score; what does not rank has its part alone."""
+    return {c: Rank(p.rank, rankings[c][p.rank - 1][2] if p.rank else p.part, p.part) for c, p in parts.items()}
 
 
 def first_of_each_text(
@@ -174,14 +202,12 @@ def first_of_each_text(
     return items, kept[:limit]
 
 
-def decay_factors(
+def standings(
     sources: Sequence[Source], ids: Sequence[str], policy: Retention | None, now: float
-) -> dict[str, float]:
-    """What is left of each item at time `now`, by id; 1 without a policy."""
-    if policy is None:
-        return dict.fromkeys(ids, 1.0)
-    left: dict[str, float] = {}
-    columns = (item.c.id, item.c.seq, item.c.level, item.c.recorded_at, item.c.pinned)
+) -> dict[str, Standing]:
+    """What items are by themselves at time `now`, by id; without a policy nothing fades."""
+    found: dict[str, Standing] = {}
+    columns = (item.c.id, item.c.seq, item.c.level, item.c.recorded_at, item.c.pinned, item.c.importance)
     for piece in chunks(ids):
         for source in sources:
             rows = source.conn.execute(select(*columns).where(item.c.id.in_(piece))).all()
@@ -189,8 +215,11 @@ def decay_factors(
             for row in rows:
                 use = uses.get(row.seq, Dynamics())
                 since = row.recorded_at if use.last_useful is None else max(use.last_useful, row.recorded_at)
-                left[row.id] = 1.0 if row.pinned else policy.retention(now - since, row.level, use.strength)
-    return left
+                left = 1.0
+                if policy is not None and not row.pinned:
+                    left = policy.retention(now - since, row.level, use.strength)
+                found[row.id] = Standing(left, row.importance, (use.useful + 1) / (use.retrievals + 2))
+    return found
 
 
 def path_to(sources: Sequence[Source], ident: str) -> tuple[str, ...]:

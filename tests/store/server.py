@@ -131,7 +131,7 @@ class Server:
     def sql(self, statement):
         import psycopg
 
-        with psycopg.connect(self.url(), autocommit=True, connect_timeout=5) as raw:
+        with psycopg.connect(self.url(), autocommit=True, connect_timeout=60) as raw:
             done = raw.execute(statement)
             return done.fetchall() if done.description else []
 

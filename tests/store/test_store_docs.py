@@ -37,7 +37,7 @@ def test_every_policy_and_operation_is_named():
         "NoveltyGate",
         "associate",
     )
-    strategies += ("Retention", "Layered", "ReciprocalRank", "descend", "StoreLevel")
+    strategies += ("Retention", "Layered", "ReciprocalRank", "CalibratedSum", "descend", "StoreLevel")
     missing = [name for name in (*strategies, *ALSO) if name not in PAGE]
     public = [n for n, f in vars(nestmem.store.Store).items() if not n.startswith("_") and callable(f)]
     own = {"unrelate", "unlink", "repair", "stats", "diff", "fingerprint"}

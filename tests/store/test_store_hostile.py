@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nestmem.errors import UserError
-from nestmem.store import Budget, Filter, New, Store, StoreError, restore
+from nestmem.store import Budget, CalibratedSum, Filter, New, Store, StoreError, restore
 from tests.store.helpers import ON_SQLITE
 
 SQL = [
@@ -18,7 +18,7 @@ SQL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite", "postgres", "files"], indirect=True)
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -76,6 +76,9 @@ def test_a_bad_item_is_refused_in_one_sentence(store, change, says):
         ({"text": "a", "where": Filter(kinds="span")}, "kinds"),
         ({"text": "a", "where": Filter(event_between=(2.0, 1.0))}, "event_between"),
         ({"text": "a", "budget": Budget(bytes=-1)}, "budget.bytes"),
+        ({"text": "a", "diversity": 0.5}, "diversity: needs a vector"),
+        ({"vector": torch.ones(8), "space": "w", "diversity": 2.0}, "diversity: expected 0 to 1"),
+        ({"text": "a", "vector": torch.ones(8), "space": "w", "fusion": CalibratedSum()}, "by a vector alone"),
     ],
 )
 def test_a_bad_question_is_refused_in_one_sentence(store, ask, says):

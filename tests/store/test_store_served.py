@@ -131,9 +131,9 @@ def test_a_server_that_only_reads(place):
 @SERVED
 def test_addresses_that_are_wrong(place):
     url = server().url()
-    refused("no server answers", lambda: Store("postgresql://127.0.0.1:1/x", timeout=2.0))
-    refused("no such database", lambda: Store(url.replace("/postgres", "/nothing"), timeout=2.0))
-    refused("refuses this user", lambda: Store(url.replace("nestmem@", "nobody@"), timeout=2.0))
+    refused("no server answers", lambda: Store("postgresql://127.0.0.1:1/x"))
+    refused("no such database", lambda: Store(url.replace("/postgres", "/nothing")))
+    refused("refuses this user", lambda: Store(url.replace("nestmem@", "nobody@")))
     refused("no store here", lambda: Store(place.url, read_only=True))
     with pytest.raises(ValueError, match="url: expected postgresql"):
         Store("postgresql://host/db?colour=red")

@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import sqlite3
 
 import pytest
 
@@ -173,6 +175,85 @@ def test_writers_on_several_shards_lose_nothing(place):
         by.setdefault(item.run, []).append(item)
     assert len(by) == 3 * rounds and all(len(group) == 3 for group in by.values())
     assert store.verify().clean
+
+
+@SHARDED
+def test_a_shard_that_is_held_says_so_and_the_others_go_on(store, place, vectors):
+    roots = [roots_on(store, n, 1)[0] for n in range(3)]
+    ids = store.put_many([New(f"before {n}", root=root, vectors={"w": vectors[n]}) for n, root in enumerate(roots)]).ids
+    impatient, before = place.open(timeout=0.3), store.fingerprint()
+    news = [New(f"during {n}", root=root) for n, root in enumerate(roots)]
+    with place.open()._shards.engines[1].write("put"):
+        for refused in (
+            lambda: impatient.put(news[1]),
+            lambda: impatient.put_many(news),
+            lambda: impatient.supersede(ids[1], "never"),
+            lambda: impatient.decay_tick(capacity=1),
+        ):
+            with pytest.raises(StoreError, match=r"another process has been writing for 0\.3 s") as caught:
+                refused()
+            assert "\n" not in str(caught.value)
+        assert store.fingerprint() == before, "a call that needs that shard did nothing on the others"
+        assert set(impatient.search(vector=vectors[0], space="w").ids) == set(ids), "readers do not wait"
+        assert {impatient.put(news[n]).generation for n in (0, 2)} == {store.generation, store.generation - 1}
+        impatient.touch(ids[2], useful=True)
+    done = impatient.put_many(news)
+    assert {store.get(i).text for i in done.ids} == {f"during {n}" for n in range(3)}
+    assert len(store.items()) == 6 and store.verify().clean
+
+
+@pytest.mark.parametrize("place", ["files"], indirect=True)
+def test_a_shard_locked_by_another_program_says_so_and_the_others_go_on(store, place):
+    """With SQLite's own lock, as a backup tool would hold it."""
+    place_of = {engine.path: n for n, engine in enumerate(store._shards.engines)}
+    roots = [roots_on(store, n, 1)[0] for n in range(3)]
+    impatient = place.open(timeout=0.3)
+    other = sqlite3.connect(place.urls[0], isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    held = place_of[place.urls[0]]
+    with pytest.raises(StoreError, match=r"locked by another program for 0\.3 s"):
+        impatient.put("never", root=roots[held])
+    for n in {0, 1, 2} - {held}:
+        impatient.put(f"on {n}", root=roots[n])
+    other.execute("ROLLBACK")
+    other.close()
+    impatient.put("now", root=roots[held])
+    assert len(store.items()) == 3 and store.verify().clean
+
+
+@pytest.mark.parametrize("place", ["files"], indirect=True)
+def test_a_shard_whose_disk_is_full_loses_nothing_that_was_acknowledged(store, place):
+    """A limit on the size of files stands for the disk; one subtree is much larger, so one shard meets it first."""
+    roots = [roots_on(store, n, 1)[0] for n in range(3)]
+    read, write = os.pipe()
+    place.close()
+
+    def fill_up(_):
+        with place.open(timeout=60.0) as mine:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
+            for step in range(200):
+                try:
+                    mine.put_many([New(f"{step} " + "x" * (20_000 if n == 1 else 10), root=roots[n]) for n in range(3)])
+                except StoreError as error:
+                    os.write(write, b"full\n" if "nothing was written" in str(error) else b"unclear\n")
+                    break
+                os.write(write, f"{step}\n".encode())
+            for engine in mine._shards.engines:
+                engine._pool.dispose(close=False)
+            os._exit(0)
+
+    assert os.waitpid(forked(fill_up, None), 0)[1] == 0
+    os.close(write)
+    said = os.read(read, 100_000).decode().split()
+    os.close(read)
+    assert said[-1] == "full" and len(said) > 3
+    store = place.open()
+    found = [i.text.split()[0] for i in store.items()]
+    assert all(found.count(step) == 3 for step in said[:-1]), "what was acknowledged is on every shard"
+    assert set(found) <= {*said[:-1], str(len(said) - 1)} and store.verify().clean
+    step = len(said) - 1
+    store.put_many([New(f"{step} " + "x" * (20_000 if n == 1 else 10), root=roots[n]) for n in range(3)])
+    assert [i.text.split()[0] for i in store.items()].count(str(step)) == 3, "the same call again does the rest"
 
 
 @SERVED
