@@ -40,7 +40,7 @@ STORE = "LSTM + episodic, 8-bit keys"
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
 PACE = "updates of the flat LSTM over nested"
-ML1 = "RL2, LSTM, second stage"
+ML1 = "RL2, LSTM"
 
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
 GOALS: dict[str, tuple[Goal, str]] = {
@@ -198,7 +198,7 @@ SECTIONS = {
         *(f"store-{what}-{n}" for n in ("10k", "1M") for what in STORE_COSTS),
         *(f"store-recall-{n}-filtered" for n in ("10k", "100k", "1M")), "store-index-1M", "store-recall-index-1M",
     ],
-    "store-retrieval": ["store-retrieval-planted", "store-retrieval-loogle"],
+    "store-retrieval": [f"store-retrieval-{on}" for on in ("planted", "repeated", "loogle")],
     "store-savings-by": [f"store-savings-{than}" for than in ("warm", "none", "cleared", "second-process", "carried")],
     "recurring-more": [
         "recurrence-savings-omniglot", "first-visit-omniglot", "recurrence-lesion-bindings", "recurrence-lesion-rules",

@@ -33,19 +33,14 @@ FED = "RL2, nested (LSTM, fast weights, leaky)"
 GATED = "RL2, nested (LSTM, episodes, slow weights, behind a gate)"
 RUNS: dict[str, tuple[list[str], str]] = {
     "lstm": (["experiment=ml1_reach"], "RL2, LSTM"),
-    "lstm-end": (["experiment=ml1_reach_end", "algo.start={lstm}"], "RL2, LSTM, second stage"),
     "lstm-plain": (
         ["experiment=ml1_reach", "algo.baseline=critic", "algo.infer=0"],
         "RL2, LSTM, not told the goal in training",
     ),
     "lstm-given-away": (["experiment=ml1_reach", "env.mixed=false"], "RL2, LSTM, things give training goals away"),
     "nested": (["experiment=ml1_reach", "memory=nested_fed"], FED),
-    "nested-end": (["experiment=ml1_reach_end", "memory=nested_fed", "algo.start={nested}"], f"{FED}, second stage"),
     "gated": (["experiment=ml1_reach", "memory=nested", "memory.reset_every=0"], GATED),
-    "gated-end": (
-        ["experiment=ml1_reach_end", "memory=nested", "memory.reset_every=0", "algo.start={gated}"],
-        f"{GATED}, second stage",
-    ),
+    "lstm-rewards": (["experiment=ml1_reach", "algo.bonus=0"], "RL2, LSTM, being there counts for nothing"),
     "maml": (["experiment=maml_ml1"], "MAML"),
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
 }
@@ -61,9 +56,7 @@ def train(name: str, seed: str, extra: list[str]) -> None:
     if run.exists():
         jobs.train([f"resume={run}"])
     else:
-        runs = {other: ROOT / f"{other}-s{seed}" for other in RUNS}
-        options = [option.format_map(runs) for option in RUNS[name][0]]
-        jobs.train([*options, f"seed={seed}", f"run={run}", *extra])
+        jobs.train([*RUNS[name][0], f"seed={seed}", f"run={run}", *extra])
 
 
 def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> goal_trials.Played:
