@@ -8,6 +8,8 @@ numbers, so nothing is trained or downloaded. recall@10: share of a question's e
 evidence if three quarters of the shorter one's words are in the other.
 planted: 60 episodes of eight items around hidden directions in 64 dimensions, so noisy that an item alone says little;
 the question is a noisy direction, what is wanted are its episode's items, recall@8.
+repeated: the same with little noise, as if 60 facts were said eight times each, in any order; wanted is the fact, first place.
+Where a strategy keeps less than all (facts that a gate lets through, prototypes), the note says how much.
 Baselines: an exhaustive scan that counts shared words (weighed by idf) or compares vectors with every sentence and has no store,
 and the whole context, which finds everything and reads everything. Intervals: bootstrap over questions.
 """
@@ -32,11 +34,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.results import row, save
-from nestmem.store import Communities, Episodes, Filter, New, PyramidMerge, Store, associate, descend
+from nestmem.store import (
+    Communities,
+    Episodes,
+    Filter,
+    New,
+    NoveltyGate,
+    PredictCalibrate,
+    Prototypes,
+    PyramidMerge,
+    Store,
+    associate,
+    descend,
+)
 from nestmem.store.descend import made_of
 
 DIM, K = 256, 10
+GATES = {"nearest": 2, "ridge": 3}  # their facts' level
+PROTOTYPES = 4
 Retrieve = Callable[[str | None, Tensor, int], Sequence[str]]  # question, vector, how many to ids
+Results = dict[str, list[tuple[float, int]]]  # per strategy and question: recall, and items read
+Kept = dict[str, tuple[int, int]]  # per strategy: items it keeps, of how many
 
 
 def words(text: str) -> list[str]:
@@ -107,6 +125,39 @@ def strategies(store: Store) -> dict[str, Retrieve]:
     }
 
 
+def selective(path: Path, news: Sequence[New]) -> Store:
+    """Another store with the items and what policies make of them that keep less than all; and episodes at level 1."""
+    store = consolidated(path, news)
+    for mode, level in GATES.items():
+        store.consolidate(_Up(PredictCalibrate("v", NoveltyGate(mode=mode), name=mode), level - 1))
+    store.consolidate(_Up(Prototypes("v", codes=max(2, len(news) // 8)), PROTOTYPES - 1))
+    return store
+
+
+def selected(store: Store) -> dict[str, Retrieve]:
+    """Ways of asking such a store."""
+
+    def routed(text: str | None, vector: Tensor, k: int) -> list[str]:
+        asked = dict(vector=vector, space="v", k=k, where=Filter(levels=[0, 1]), also=["levels"])
+        found: list[str] = []
+        for hit in store.search(**asked).hits:
+            found += [hit.item.id] if hit.item.level == 0 else [i.id for i in store.children(hit.item.id)]
+        return list(dict.fromkeys(found))[:k]
+
+    def varied(text: str | None, vector: Tensor, k: int) -> Sequence[str]:
+        return store.search(vector=vector, space="v", k=k, where=Filter(levels=[0]), diversity=0.3).ids
+
+    gates = {f"facts a gate keeps ({mode})": opened(store, level) for mode, level in GATES.items()}
+    return {"levels routed": routed, "diverse": varied, **gates, "prototypes opened": opened(store, PROTOTYPES)}
+
+
+def kept(store: Store) -> dict[str, tuple[int, int]]:
+    """How many items the gates and the codebook keep, and of how many."""
+    levels = Counter(item.level for item in store.items())
+    names = {f"facts a gate keeps ({mode})": level for mode, level in GATES.items()}
+    return {name: (levels[level], levels[0]) for name, level in {**names, "prototypes opened": PROTOTYPES}.items()}
+
+
 def consolidated(path: Path, news: Sequence[New]) -> Store:
     """A store with the items and what the strategies make of them: episodes at level 1, a pyramid at 2, scenes at 3."""
     store = Store(path)
@@ -144,9 +195,10 @@ class _Up:
         return self.policy.describe(members, vectors)
 
 
-def loogle() -> dict[str, list[tuple[float, int]]]:
+def loogle() -> tuple[Results, Kept]:
     """Recall@10 and sentences read, per strategy and question."""
-    found: dict[str, list[tuple[float, int]]] = {}
+    found: Results = {}
+    keeps: Kept = {}
     path = Path(os.environ.get("NESTMEM_DATA", "data")) / "loogle_wiki_sample" / "loogle_wiki_sample.jsonl.gz"
     with gzip.open(path, "rt") as file:
         documents = [json.loads(line) for line in file]
@@ -154,11 +206,17 @@ def loogle() -> dict[str, list[tuple[float, int]]]:
         texts = sentences(document["context"])
         encode, bags = Encoder(texts), [set(words(t)) for t in texts]
         news = [New(t, root="d", event_from=float(i), vectors={"v": encode(t)}) for i, t in enumerate(texts)]
-        with tempfile.TemporaryDirectory() as folder, consolidated(Path(folder) / "m.db", news) as store:
-            place = {item.id: int(item.event_from or 0) for item in store.items(Filter(levels=[0]))}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            consolidated(Path(folder) / "m.db", news) as store,
+            selective(Path(folder) / "s.db", news) as other,
+        ):
+            place = places(store) | places(other)
+            for name, (some, many) in kept(other).items():
+                keeps[name] = (keeps.get(name, (0, 0))[0] + some, keeps.get(name, (0, 0))[1] + many)
             asked_first = [descent(store)(p["Q"], encode(p["Q"]), K) for p in document["qa_pairs"]]
             consolidate_more(store, len(news))
-            ways = strategies(store)
+            ways = strategies(store) | selected(other)
             matrix = torch.stack([new.vectors["v"] for new in news])
             for pair, went in zip(document["qa_pairs"], asked_first):
                 gold = evidence(pair["S"], bags)
@@ -178,7 +236,12 @@ def loogle() -> dict[str, list[tuple[float, int]]]:
                     got = set(scores.topk(min(K, len(texts))).indices.tolist())
                     found.setdefault(name, []).append((len(gold & got) / len(gold), len(texts)))
                 found.setdefault("whole context", []).append((1.0, len(texts)))
-    return found
+    return found, keeps
+
+
+def places(store: Store) -> dict[str, int]:
+    """The number of each verbatim item."""
+    return {item.id: int(item.event_from or 0) for item in store.items(Filter(levels=[0]))}
 
 
 def evidence(given: Sequence[str] | str, bags: Sequence[set[str]]) -> set[int]:
@@ -195,34 +258,45 @@ def evidence(given: Sequence[str] | str, bags: Sequence[set[str]]) -> set[int]:
 
 
 def planted(
-    questions: int = 60, episodes: int = 60, each: int = 8, dim: int = 64
-) -> dict[str, list[tuple[float, int]]]:
+    noise: float = 1.2, mixed: bool = False, questions: int = 60, each: int = 8, dim: int = 64
+) -> tuple[Results, Kept]:
+    """Recall@8 of an episode's items; `mixed` in any order: whether the first is of the episode."""
     generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(episodes, dim, generator=generator), dim=-1)
-    noise = F.normalize(torch.randn(episodes, each, dim, generator=generator), dim=-1)
-    vectors = F.normalize(centres[:, None] + 1.2 * noise, dim=-1).flatten(0, 1)
+    centres = F.normalize(torch.randn(questions, dim, generator=generator), dim=-1)
+    around = F.normalize(torch.randn(questions, each, dim, generator=generator), dim=-1)
+    vectors = F.normalize(centres[:, None] + noise * around, dim=-1).flatten(0, 1)
+    said = torch.arange(questions).repeat_interleave(each)
+    if mixed:
+        order = torch.randperm(len(said), generator=generator)
+        vectors, said = vectors[order], said[order]
     news = [New(f"item {i}", root="d", event_from=float(i), vectors={"v": v}) for i, v in enumerate(vectors)]
-    found: dict[str, list[tuple[float, int]]] = {}
-    with tempfile.TemporaryDirectory() as folder, consolidated(Path(folder) / "m.db", news) as store:
-        place = {item.id: int(item.event_from or 0) for item in store.items(Filter(levels=[0]))}
+    found: Results = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        consolidated(Path(folder) / "m.db", news) as store,
+        selective(Path(folder) / "s.db", news) as other,
+    ):
+        place = places(store) | places(other)
         asked = []
         for q in range(questions):
             vector = F.normalize(centres[q] + 0.8 * F.normalize(torch.randn(dim, generator=generator), dim=0), dim=0)
             asked.append((vector, descent(store)(None, vector, each)))
         consolidate_more(store, len(news))
-        ways = {n: w for n, w in strategies(store).items() if "words" not in n}
+        ways = {n: w for n, w in strategies(store).items() if "words" not in n} | selected(other)
         for q, (vector, went) in enumerate(asked):
-            gold = set(range(each * q, each * (q + 1)))
-            for name, ids in [*((n, w(None, vector, each)) for n, w in ways.items()), ("descent", went)]:
-                got = {place[i] for i in ids if i in place}
-                found.setdefault(name, []).append((len(gold & got) / each, len(got)))
-            got = set((vectors @ vector).topk(each).indices.tolist())
-            found.setdefault("exhaustive scan, vectors", []).append((len(gold & got) / each, len(vectors)))
-            found.setdefault("whole context", []).append((1.0, len(vectors)))
-    return found
+            scan = (vectors @ vector).topk(each).indices.tolist()
+            answers = {n: [place[i] for i in w(None, vector, each) if i in place] for n, w in ways.items()}
+            answers |= {"descent": [place[i] for i in went if i in place], "exhaustive scan, vectors": scan}
+            for name, got in answers.items():
+                right = [int(said[i]) == q for i in dict.fromkeys(got)]
+                recall = float(right[:1] == [True]) if mixed else sum(right) / each
+                found.setdefault(name, []).append((recall, len(vectors) if got is scan else len(right)))
+            if not mixed:
+                found.setdefault("whole context", []).append((1.0, len(vectors)))
+        return found, kept(other)
 
 
-def rows_of(claim: str, found: dict[str, list[tuple[float, int]]]) -> list[dict[str, Any]]:
+def rows_of(claim: str, found: Results, keeps: Kept) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows = []
     for name, results in found.items():
@@ -230,6 +304,8 @@ def rows_of(claim: str, found: dict[str, list[tuple[float, int]]]) -> list[dict[
         means = [float(rng.choice(recall, len(recall)).mean()) for _ in range(2000)]
         low, high = np.quantile(means, [0.025, 0.975])
         note = f"{np.mean([n for _, n in results]):.0f} sentences read" if "loogle" in claim else ""
+        if name in keeps:
+            note += f"{'; ' if note else ''}{100 * keeps[name][0] / keeps[name][1]:.0f} % of the items are kept"
         rows.append(
             row(claim, name, float(recall.mean()), low=float(low), high=float(high), unit="%", n=len(recall), note=note)
         )
@@ -238,4 +314,6 @@ def rows_of(claim: str, found: dict[str, list[tuple[float, int]]]) -> list[dict[
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    save("store_retrieval", rows_of("store-retrieval-planted", planted()) + rows_of("store-retrieval-loogle", loogle()))
+    rows = rows_of("store-retrieval-planted", *planted())
+    rows += rows_of("store-retrieval-repeated", *planted(noise=0.3, mixed=True))
+    save("store_retrieval", rows + rows_of("store-retrieval-loogle", *loogle()))
