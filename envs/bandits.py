@@ -70,6 +70,7 @@ class Barcodes(Trials):
             shuffled,
             bits,
         )
+        self.regret = np.zeros(trials)
 
     def sample(self) -> None:
         rng, n = self.np_random, self.num_envs
@@ -97,8 +98,9 @@ class Barcodes(Trials):
         return (codes[:, None] >> np.arange(self.bits) & 1).astype(np.int8)
 
     def act(self, actions: Array) -> Array:
-        good = self.good[self.rows, self.order[:, self.episode]]
-        return self.np_random.random(self.num_envs) < np.where(actions == good, HIGH, LOW)
+        best = actions == self.good[self.rows, self.order[:, self.episode]]
+        self.regret = np.where(best, 0.0, HIGH - LOW)
+        return self.np_random.random(self.num_envs) < np.where(best, HIGH, LOW)
 
     def known(self) -> Array:
         return np.full((self.num_envs, self.episodes), HIGH * self.horizon)

@@ -277,7 +277,7 @@ def test_learning_credits_the_goal_and_the_agent_is_told_rewards():
 
 def test_credit_by_regret_needs_an_env_that_knows_it():
     with pytest.raises(UserError, match="expected reward, as what an action costs is not known"):
-        build.problem(configure([*BARCODES, "algo.credit=regret", "run=unused"]))
+        build.problem(configure(["experiment=reach", "algo.credit=regret", "run=unused"]))
 
 
 def test_trials_and_rl2_go_together():

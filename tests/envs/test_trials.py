@@ -119,7 +119,9 @@ def test_planning_agrees_with_following_the_plan():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MDPs(8000, 2, 4, 3, 2), lambda: Bandits(8000, episodes=8)], ids=["mdps", "bandits"]
+    "make",
+    [lambda: MDPs(8000, 2, 4, 3, 2), lambda: Bandits(8000, episodes=8), lambda: Barcodes(8000, 2, 2, 3, 3)],
+    ids=["mdps", "bandits", "barcodes"],
 )
 def test_regret_is_what_returns_lack(make):
     """By expectation: luck in rewards and in where steps lead is left out of it, and nothing else."""
