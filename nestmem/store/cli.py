@@ -31,6 +31,7 @@ nestmem store: the memory that outlives the process
   nestmem store projector URL FOLDER [space=NAME namespace=default levels=0,1 most=10000]
                                                vectors for TensorBoard's projector: tensorboard --logdir FOLDER
   nestmem store forget URL ID...               hide items; the past still has them
+  nestmem store remember URL ID...             show them again
 
 URL is a path such as memory.db, postgresql://HOST/DATABASE, or the shards of one store: "URL;URL;URL".
 """
@@ -226,7 +227,16 @@ def _forget(url: str, rest: list[str], out: Console) -> int:
         raise UserError("store forget: expected at least one ID after the URL")
     with Store(url, actor="nestmem store") as store:
         done = store.forget(rest)
-    out.print(f"{len(rest)} forgotten at generation {done.generation}; Store.remember brings them back", markup=False)
+    out.print(f"{len(rest)} forgotten at generation {done.generation}; remember brings them back", markup=False)
+    return 0
+
+
+def _remember(url: str, rest: list[str], out: Console) -> int:
+    if not rest:
+        raise UserError("store remember: expected at least one ID after the URL")
+    with Store(url, actor="nestmem store") as store:
+        done = store.remember(rest)
+    out.print(f"{len(rest)} back at generation {done.generation}", markup=False)
     return 0
 
 
@@ -273,4 +283,5 @@ VERBS: dict[str, Callable[[str, list[str], Console], int]] = {
     "import": _import,
     "projector": _projector,
     "forget": _forget,
+    "remember": _remember,
 }

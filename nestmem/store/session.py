@@ -53,6 +53,10 @@ class Session(Writer):
         if level < L1:
             raise ValueError(f"within: expected at most {TOP_LEVEL} calls inside each other")
         known = self.find(FRAME + path)
+        if known is None:  # it may be there from a session that ended
+            known = next((each for each in self.history(FRAME + path) if each.died is None), None)
+            if known is not None:
+                self.remember(known.id)
         where = dict(root=above.root) if above is not None else {}
         begun = dict(key=FRAME + path, level=level, kind="plan", prior=True, call_path=path, **where)
         done = Written((known.id,), self.generation) if known else self.put(as_new(call, {**fields, **begun}))

@@ -47,6 +47,10 @@ def test_keeping_a_store_safe(memory, capsys, place):
     said(capsys, "forget", memory, ident)
     assert ident not in place.open().search("frame", k=50).ids
     place.close()
+    said(capsys, "remember", memory, ident)
+    assert ident in place.open().search("frame", k=50).ids
+    place.close()
+    said(capsys, "forget", memory, ident)
     said(capsys, "restore", memory, folder / "snap")
     assert ident in place.open().search("frame", k=50).ids
     said(capsys, "export", memory, folder / "out")
@@ -108,6 +112,8 @@ def test_damage_is_shown_and_counted(memory, capsys, place):
         (["show", "MEMORY"], "expected URL ID"),
         (["forget", "MEMORY"], "at least one ID"),
         (["forget", "MEMORY", "0" * 32], "no current item"),
+        (["remember", "MEMORY"], "at least one ID"),
+        (["remember", "MEMORY", "0" * 32], "does not come back"),
         (["restore", "MEMORY", "nowhere"], "no complete snapshot"),
         (["import", "MEMORY", "nowhere"], "no export"),
     ],

@@ -56,6 +56,10 @@ def test_a_run_that_died_finds_what_it_paid_for(place):
         assert solve(work, answered, spans) == one and answered == [1] and second.generation == generation
         other = second.session("another run")
         assert other.items() == [], "sessions do not see each other"
+        place.clock.days(30)
+        assert second.decay_tick().forgotten and work.items() == []
+        assert solve(work, answered, [second.put("text").id] * 2) == one and answered == [1], "what it knew comes back"
+        assert second.verify().clean
 
 
 def test_what_is_promoted_says_where_it_comes_from(store, vectors):
