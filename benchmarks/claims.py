@@ -101,6 +101,7 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "store-savings-cleared": (("interval around 0", lambda row: (row["low"] or 0) <= 0 <= (row["high"] or 0)), ""),
     "store-savings-second-process": (("as in one process", lambda row: row["value"] == 0), ""),
     "store-failover-lost": (at_most(0), ""),
+    "store-soak-missed": (at_most(0), ""),
 }
 
 
