@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,15 +37,21 @@ def gates(weights: Sequence[Sequence[float]], levels: Sequence[str], point: str)
 
 
 def lines(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str, log: bool = False) -> Figure:
-    """One line per method through points (x, mean, low, high), with its 95 % band. log: x in powers of ten."""
+    """One line per method through points (x, mean, low, high), with its 95 % band where there is one: of a single value the
+    ends are infinite, and words in a result that was written. log: x in powers of ten."""
     figure, axes = _figure()
     for name, points in curves.items():
-        at, mean, low, high = zip(*points, strict=True)
+        at, mean, *ends = zip(*points, strict=True)
         axes.plot(at, mean, marker="o", label=name)
+        low, high = ([_end(e, m) for e, m in zip(end, mean, strict=True)] for end in ends)
         axes.fill_between(at, low, high, alpha=0.2)
     axes.set(xlabel=x, ylabel=y, xscale="log" if log else "linear")
     axes.legend()
     return figure
+
+
+def _end(end: Any, mean: float) -> float:
+    return float(end) if isinstance(end, int | float) and math.isfinite(end) else mean
 
 
 def matrix(

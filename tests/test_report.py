@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from algos.figures import lines
 from nestmem.cli import main
 from tests.test_cli import TINY
 
@@ -24,6 +25,13 @@ def test_the_page_stands_alone(page, tmp_path):
     text = page.read_text()
     assert not re.search(r'(?:src|href)="(?!data:)', text), "nothing is loaded from elsewhere"
     assert {p.name for p in page.parent.glob("*.png")} == {"adaptation.png", "learning.png", "gates-nested.png"}
+
+
+@pytest.mark.parametrize("ends", [(float("-inf"), float("inf")), ("unbounded", "unbounded"), (0.5, 1.5)])
+def test_a_line_has_no_band_where_one_value_has_no_interval(ends):
+    axes = lines({"a": [[1.0, 1.0, *ends], [2.0, 1.0, *ends]]}, "x", "y").axes[0]
+    shown = axes.collections[0].get_datalim(axes.transData)
+    assert shown.height == pytest.approx(1.0 if ends == (0.5, 1.5) else 0.0)
 
 
 def test_a_browser_shows_the_table_and_every_figure(page, tmp_path):
