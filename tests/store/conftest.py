@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.store.server import server
+from tests.store.server import server, stop
 
 if importlib.util.find_spec("sqlalchemy") is None:  # the extra `store` is not installed
     collect_ignore_glob = ["test_*"]
+
+
+def pytest_sessionfinish():
+    """Also in the processes of -n, which leave without running what is registered for their exit."""
+    stop()
 
 
 def database(folder):

@@ -4,7 +4,6 @@ PostgreSQL refuses to run as root, so root starts it as `nobody`. A test that ne
 wheel for this system) is skipped, and says why.
 """
 
-import atexit
 import contextlib
 import functools
 import importlib.util
@@ -173,11 +172,12 @@ class Server:
 def server():
     """The one server that most tests share. Its durability is not what they test, so it does not wait for the disk."""
     running = Server(["fsync=off", "full_page_writes=off", "autovacuum=off"])
-    atexit.register(_stop, running, os.getpid())
     running.sql("CREATE EXTENSION vector")
     return running
 
 
-def _stop(running, owner):
-    if os.getpid() == owner:
-        running.stop()
+def stop():
+    """End the server that most tests share, if there was one."""
+    if server.cache_info().currsize:
+        server().stop()
+        server.cache_clear()
