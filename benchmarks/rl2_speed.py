@@ -37,7 +37,9 @@ from envs.trials import Array, Trials
 from nestmem.probes import Interval, mean_interval, ratio_interval
 
 BANDIT = ["experiment=bandit10", "memory=lstm", "memory.hidden=64", "env.episodes=100", "trainer.tasks=100"]
-ML1 = ["experiment=ml1_reach", "env.episodes=1", "algo.baseline=critic", "algo.infer=0", "algo.max_kl=0"]
+ML1 = [
+    "experiment=ml1_reach", "env.episodes=1", "trainer.tasks=32", "algo.baseline=critic", "algo.infer=0", "algo.max_kl=0",
+]  # fmt: skip
 
 
 class AsVecEnv(VecEnv):

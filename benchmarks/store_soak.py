@@ -1,6 +1,6 @@
 """Claims store-soak-*: a store that is put to, searched, used and aged a million times stays small, whole and right.
 
-    python -m benchmarks.store_soak [CALLS] [FOLDER]      default 1000000 calls, in a temporary folder; an hour of CPU
+    python -m benchmarks.store_soak [CALLS] [FOLDER]      default 1000000 calls, in a temporary folder; hours
 
 Of a hundred calls, drawn with a fixed seed, 50 put an item (a short text and 32 numbers), 30 search by words and vector, 14 touch
 what was found and 5 supersede the newest item; the hundredth ages the store by a day and forgets down to 500 items. A hundred

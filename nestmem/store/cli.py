@@ -223,20 +223,19 @@ def _projector(url: str, rest: list[str], out: Console) -> int:
 
 
 def _forget(url: str, rest: list[str], out: Console) -> int:
-    if not rest:
-        raise UserError("store forget: expected at least one ID after the URL")
-    with Store(url, actor="nestmem store") as store:
-        done = store.forget(rest)
-    out.print(f"{len(rest)} forgotten at generation {done.generation}; remember brings them back", markup=False)
-    return 0
+    return _each(url, rest, out, "forget", "forgotten at generation {}; remember brings them back")
 
 
 def _remember(url: str, rest: list[str], out: Console) -> int:
+    return _each(url, rest, out, "remember", "back at generation {}")
+
+
+def _each(url: str, rest: list[str], out: Console, verb: str, done: str) -> int:
     if not rest:
-        raise UserError("store remember: expected at least one ID after the URL")
+        raise UserError(f"store {verb}: expected at least one ID after the URL")
     with Store(url, actor="nestmem store") as store:
-        done = store.remember(rest)
-    out.print(f"{len(rest)} back at generation {done.generation}", markup=False)
+        written = getattr(store, verb)(rest)
+    out.print(f"{len(rest)} {done.format(written.generation)}", markup=False)
     return 0
 
 
