@@ -5,7 +5,8 @@ and none is left out. An episode succeeds if the goal is met at any of its steps
 last one, which sweeping through the room does not give. Beside it, in the same tasks: rewards not told, and every episode begun
 as the first was. If the return rises over the episodes of a trial, but not with such resets, something was kept from one to the
 next. All at the episode length of training, and once more at `test_horizon` steps.
-Trials whose tasks come back are judged by visit instead: what the first episode of a task brings, and what later ones bring more.
+Trials whose tasks come back are judged by visit instead: what the first episode of a task brings, and how much sooner the goal
+is met in later ones.
 Legend: N trials, E episodes, H steps of one, T = E H.
 """
 
@@ -38,6 +39,12 @@ def played(rewards: Array, success: Array, episodes: int) -> Played:
     """From rewards and successes [N, T]."""
     r, s = (x.reshape(len(x), episodes, -1) for x in (rewards, success))
     return Played(r.sum(2), s.max(2), s[:, :, -1])
+
+
+def steps_to_goal(success: Array, episodes: int) -> Array:
+    """Steps of every episode until the goal is met, all of them if it never is; successes [N, T] to [N, E]."""
+    met = success.reshape(len(success), episodes, -1) > 0
+    return np.where(met.any(2), met.argmax(2) + 1.0, met.shape[2])
 
 
 def judge(problem: RL2Problem, split: str, trials: int, thorough: bool) -> Judged:
@@ -116,29 +123,41 @@ def curves(found: Played) -> dict[str, Line]:
 
 
 def judge_visits(problem: RL2Problem, split: str, trials: int) -> Judged:
-    """Tasks that come back. Adaptation: return of the first episode with a task; retention: how much more an episode of the
-    second visit to it brings than one of the first."""
-    env, found = play(problem, split, trials)
-    by_visit = visits(env, found.returns)
-    gained = by_visit[:, 1] - by_visit[:, 0]
-    line = {
-        "caption": "Return by visit to a task (new goals, 95 % band over trials)", "x": "visit", "y": "return of an episode",
-        "points": [[float(i + 1), *mean_interval(by_visit[:, i])[:3]] for i in range(by_visit.shape[1])],
-    }  # fmt: skip
+    """Tasks that come back. Adaptation: return of the first visit to a task; retention: steps to the goal that the second visit
+    saves. Returns say less of it: most of the way to a goal pays nearly as much as being there."""
+    env, rollout = problem.play(split, trials)
+    rewards, success = rollout.rewards.cpu().numpy(), rollout.success.cpu().numpy()
+    found = played(rewards, success, env.episodes)
+    returns, steps = (visits(env, values) for values in (found.returns, steps_to_goal(success, env.episodes)))
+    saved = steps[:, 0] - steps[:, 1]
     score = mean_interval(100 * found.any.mean(1))
+    lines = {
+        "visits": by_visit("Return by visit to a task", "return of an episode", returns),
+        "visits_steps": by_visit("Steps to the goal by visit to a task", f"steps, of {env.horizon}", steps),
+    }
     axes = {
-        "adaptation": {"value": float(by_visit[:, 0].mean()), "what": "return of the first visit to a task"},
-        "retention": {"value": float(gained.mean()), "what": "return of the second visit less that of the first"},
+        "adaptation": {"value": float(returns[:, 0].mean()), "what": "return of the first visit to a task"},
+        "retention": {"value": float(saved.mean()), "what": "steps to the goal that the second visit to a task saves"},
     }
     numbers = {
         "success at any step, %": score,
         "success at the last step, %": mean_interval(100 * found.last.mean(1)),
-        "return of the first visit": mean_interval(by_visit[:, 0]),
-        "return of the second visit less that of the first": mean_interval(gained),
+        "return of the first visit": mean_interval(returns[:, 0]),
+        "return of the second visit less that of the first": mean_interval(returns[:, 1] - returns[:, 0]),
+        "steps to the goal on the first visit": mean_interval(steps[:, 0]),
+        "steps to the goal on the second visit": mean_interval(steps[:, 1]),
+        "steps to the goal saved by the second visit": mean_interval(saved),
+        "return of the best visit less that of the last": float(returns.mean(0).max() - returns.mean(0)[-1]),
     }
-    drawn = {"visits": figures.lines({"this run": line["points"]}, line["x"], line["y"])}
-    scalars = {"return_of_episode": float(found.returns.mean()), "savings": float(gained.mean())}
-    return Judged(score, scalars, drawn, {"lines": {"visits": line}, "numbers": numbers, "axes": axes})
+    drawn = {key: figures.lines({"this run": line["points"]}, line["x"], line["y"]) for key, line in lines.items()}
+    scalars = {"return_of_episode": float(found.returns.mean()), "steps_saved": float(saved.mean())}
+    return Judged(score, scalars, drawn, {"lines": lines, "numbers": numbers, "axes": axes})
+
+
+def by_visit(caption: str, y: str, values: Array) -> Line:
+    """A line of means over trials [N, visits]."""
+    points = [[float(i + 1), *mean_interval(values[:, i])[:3]] for i in range(values.shape[1])]
+    return {"caption": f"{caption} (new goals, 95 % band over trials)", "x": "visit", "y": y, "points": points}
 
 
 def visits(env: Any, returns: Array) -> Array:

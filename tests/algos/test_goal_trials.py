@@ -104,6 +104,11 @@ def test_returns_by_visit():
     assert (goal_trials.visits(env, returns) == [[1.5, 7]]).all()
 
 
+def test_steps_to_a_goal_end_where_it_is_met_or_with_the_episode():
+    success = np.array([[0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]], float)
+    assert (goal_trials.steps_to_goal(success, episodes=2) == [[2, 3], [3, 1]]).all()
+
+
 def test_a_family_without_a_hidden_task_cannot_infer_one(tmp_path):
     config = configure(["experiment=bandit10", "algo.infer=1", f"run={tmp_path}"])
     with pytest.raises(UserError, match=r"algo.infer: expected 0"):
