@@ -36,8 +36,7 @@ class Seen(NamedTuple):
     before: Tensor  # [..., A] action of the step before
     paid: Tensor  # [..., 1] its reward
     ended: Tensor  # [..., 1] whether it ended an episode
-    known: Tensor  # [..., K] for an informed critic: the hidden task in numbers, time in episode and trial; or in families without
-    # such numbers, what one who knows the task gets in a step. Else K = 0.
+    known: Tensor  # [..., K] for an informed critic: the hidden task in numbers, time in episode and trial. Else K = 0.
     # [..., O] what the step before changed in a real observation, zero where an episode begins; else O = 0
     moved: Tensor
     gained: Tensor  # [..., 1] what it paid more than the one before it in the same episode
@@ -46,7 +45,7 @@ class Seen(NamedTuple):
 class Agent(nn.Module):
     """env gives the spaces; make_memory(fields) the memory. width: V, and of hidden layers.
 
-    informed: the critic, and it alone, is told in training what the task is or can give (asymmetric actor-critic, Pinto et
+    informed: the critic, and it alone, is told in training what the task is (asymmetric actor-critic, Pinto et
     al. 2018). Most of what a trial returns is the luck of its task; a baseline that knows it leaves what the policy did.
     infer: beside acting, what the memory answers is to tell the hidden task (Humplik et al. 2019), which training knows.
     """
@@ -93,8 +92,7 @@ class Agent(nn.Module):
         )
         self.memory = make_memory(self.fields)
         features = self.fields.width + width
-        told = env.hidden_size + 2 if env.hidden_size else 1
-        self.secret = told if informed else 0  # numbers that only the critic is told
+        self.secret = env.hidden_size + 2 if informed else 0  # numbers that only the critic is told
         guessed = env.hidden_size if infer else 0
         self.policy, self.value = head(features + guessed, width, self.actions), head(features + self.secret, width, 1)
         self.guess = head(features, width, guessed) if infer else None

@@ -57,13 +57,11 @@ def collect(
     observation, _ = env.reset(seed=seed)
     n = env.num_envs
     nothing = torch.zeros(n, 1, device=device)
-    known = torch.zeros(n, env.episodes, 0, device=device)
-    if agent.informed and not env.hidden_size:
-        known = torch.as_tensor(env.known() / env.horizon, dtype=torch.float32, device=device)[..., None]
+    known = torch.zeros(n, 0, device=device)
     before = torch.zeros(n, agent.actions, device=device)
     look = agent.observed(observation, device)
     rest = agent.moves(look, look, True)
-    seen = Seen(look, before, nothing, nothing, known[:, 0], rest, nothing)
+    seen = Seen(look, before, nothing, nothing, known, rest, nothing)
     state = agent.memory.initial_state(n)
     steps, taken, log_probs, values, rewards = [], [], [], [], []
     resets, hidden, success, regret = [], [], [], []
@@ -79,7 +77,7 @@ def collect(
             )
         if env.hidden_moves or t % env.horizon == 0:
             task = torch.as_tensor(env.hidden(), dtype=torch.float32, device=device)
-        if agent.informed and env.hidden_size:
+        if agent.informed:
             clock = torch.tensor([t % env.horizon / env.horizon, t / env.steps], device=device)
             seen = seen._replace(known=torch.cat([task, clock.expand(n, 2)], -1))
         hidden.append(task)
@@ -109,7 +107,7 @@ def collect(
             agent.encoded(action),
             nothing if blind else paid[:, None],
             over[:, None],
-            known[:, env.episode],
+            known,
             agent.moves(look, last, (t + 1) % env.horizon == 0),
             rewards[-1][:, None] - rewards[-2][:, None] if compared else nothing,
         )

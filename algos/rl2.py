@@ -250,8 +250,6 @@ def learner(config: DictConfig) -> Agent:
     with drawn(config):
         env = maker(config.env)(1)
         infer = bool(config.algo.infer)
-        if infer and not env.hidden_size:
-            raise UserError("algo.infer: expected 0, as this env has no hidden task to tell in numbers")
         made = Agent(env, lambda fields: memory(config, fields.width, fields), config.algo.width, informed, infer)
     if config.algo.start:
         found, _ = checkpoint.read(Path(config.algo.start))

@@ -26,21 +26,25 @@ class Bandits(Trials):
         if arms < 2:
             raise UserError(f"arms: expected at least 2, got {arms}")
         super().__init__(trials, episodes, 1, Discrete(1), Discrete(arms))
-        self.arms, self.regret = arms, np.zeros(trials)
+        self.arms, self.hidden_size, self.regret = arms, arms, np.zeros(trials)
 
     def sample(self) -> None:
         self.p = self.np_random.random((self.num_envs, self.arms))
+        self.lost = self.p.max(1, keepdims=True) - self.p
 
     def observe(self) -> Array:
         return np.zeros(self.num_envs, np.int64)
 
     def act(self, actions: Array) -> Array:
-        mine = self.p[self.rows, actions]
-        self.regret = self.p.max(1) - mine
-        return self.np_random.random(self.num_envs) < mine
+        self.regret = self.lost[self.rows, actions]
+        return self.np_random.random(self.num_envs) < self.p[self.rows, actions]
 
     def known(self) -> Array:
         return np.repeat(self.p.max(1, keepdims=True), self.episodes, 1)
+
+    def hidden(self) -> Array:
+        """What every arm would cost one who knows them."""
+        return self.lost
 
 
 class Barcodes(Trials):
@@ -70,7 +74,7 @@ class Barcodes(Trials):
             shuffled,
             bits,
         )
-        self.regret = np.zeros(trials)
+        self.hidden_size, self.regret = arms, np.zeros(trials)
 
     def sample(self) -> None:
         rng, n = self.np_random, self.num_envs
@@ -79,6 +83,7 @@ class Barcodes(Trials):
         while (same := (np.diff(np.sort(self.codes, 1), axis=1) == 0).any(1)).any():
             self.codes[same] = rng.integers(2**self.bits, size=(same.sum(), self.tasks))
         self.good = rng.integers(self.arms, size=(n, self.tasks))
+        self.lost = (HIGH - LOW) * (np.arange(self.arms) != self.good[..., None])
         self.order = self._rounds()
         self.shown = rng.permuted(self.order, axis=1) if self.shuffled else self.order
 
@@ -98,12 +103,16 @@ class Barcodes(Trials):
         return (codes[:, None] >> np.arange(self.bits) & 1).astype(np.int8)
 
     def act(self, actions: Array) -> Array:
-        best = actions == self.good[self.rows, self.order[:, self.episode]]
-        self.regret = np.where(best, 0.0, HIGH - LOW)
-        return self.np_random.random(self.num_envs) < np.where(best, HIGH, LOW)
+        good = self.good[self.rows, self.order[:, self.episode]]
+        self.regret = self.hidden()[self.rows, actions]
+        return self.np_random.random(self.num_envs) < np.where(actions == good, HIGH, LOW)
 
     def known(self) -> Array:
         return np.full((self.num_envs, self.episodes), HIGH * self.horizon)
+
+    def hidden(self) -> Array:
+        """What every arm of the bandit that is there now would cost one who knows it."""
+        return self.lost[self.rows, self.order[:, self.episode]]
 
     def visit(self) -> Array:
         """How often the task of each episode was met before, in the trial: [N, episodes]."""

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 class Trials(VectorEnv[Array, Array, Array]):
-    """Base of families of tasks; a subclass gives `sample`, `begin`, `observe`, `act` and `known`.
+    """Base of families of tasks; a subclass gives `sample`, `begin`, `observe`, `act`, `known`, `hidden` and its size.
 
     trials: N. episodes, horizon: of a trial. observation, action: spaces of one trial. Discrete observations are one-hot for a
     learner, binary ones -1 or 1, real ones normalised. cue: how many numbers, the last of an observation, name the task.
@@ -37,7 +37,7 @@ class Trials(VectorEnv[Array, Array, Array]):
     cue = 0
     unit = 1.0
     success: Array | None = None
-    hidden_size = 0
+    hidden_size: int
     hidden_moves = False  # whether `hidden` changes from step to step, not from episode to episode
     # [N]: what the last action cost one who knows the task and goes on best, where that is known
     regret: Array | None = None
@@ -74,7 +74,7 @@ class Trials(VectorEnv[Array, Array, Array]):
 
     def hidden(self) -> Array:
         """What the task is now, in a few small numbers that are kept from the learner: [N, hidden_size]."""
-        return np.zeros((self.num_envs, 0))
+        raise NotImplementedError
 
     @property
     def episode(self) -> int:

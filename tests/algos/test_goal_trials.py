@@ -11,11 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from algos import build, goal_trials
-from algos.config import configure
+from algos import goal_trials
 from envs.meta_world import MetaWorld
 from nestmem.cli import main
-from nestmem.errors import UserError
 from tests.runs import cut, fitted, left
 
 SMALL = [
@@ -107,9 +105,3 @@ def test_returns_by_visit():
 def test_steps_to_a_goal_end_where_it_is_met_or_with_the_episode():
     success = np.array([[0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]], float)
     assert (goal_trials.steps_to_goal(success, episodes=2) == [[2, 3], [3, 1]]).all()
-
-
-def test_a_family_without_a_hidden_task_cannot_infer_one(tmp_path):
-    config = configure(["experiment=bandit10", "algo.infer=1", f"run={tmp_path}"])
-    with pytest.raises(UserError, match=r"algo.infer: expected 0"):
-        build.problem(config)

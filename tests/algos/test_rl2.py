@@ -91,7 +91,9 @@ def test_an_informed_critic_knows_the_task_and_the_policy_does_not():
     torch.manual_seed(0)
     model = Agent(env, lambda fields: registry.build("lstm", fields.width, fields), informed=True)
     found = ppo.collect(model, env, "task", torch.Generator().manual_seed(0), seed=0)
-    assert torch.allclose(found.seen.known, torch.tensor(0.9)), "what the good arm pays"
+    arms, clocks = found.seen.known.split([3, 2], -1)
+    assert torch.equal(arms, found.hidden) and torch.allclose(arms.sum(-1), torch.tensor(1.6)), "two arms cost .8"
+    assert clocks[:, 0].eq(0).all() and torch.allclose(clocks[0, 12], torch.tensor([2 / 5, 12 / 20]))
     policy, values = model(found.seen)
     other, told = model(found.seen._replace(known=found.seen.known + 1))
     assert torch.equal(policy.logits, other.logits) and not torch.isclose(values, told).any()
@@ -169,6 +171,8 @@ def test_normalizer_is_the_mean_and_variance_of_all_it_saw():
 class Target(Trials):
     """Real observations and actions: go to a hidden place that rewards point to."""
 
+    hidden_size = 1
+
     def __init__(self, trials):
         super().__init__(trials, 2, 3, Box(-np.inf, np.inf, (2,), np.float32), Box(-3.0, 3.0, (1,), np.float32))
 
@@ -186,6 +190,9 @@ class Target(Trials):
 
     def known(self):
         return np.zeros((self.num_envs, 2))
+
+    def hidden(self):
+        return self.place[:, None]
 
 
 def test_real_actions_are_learned():
