@@ -62,7 +62,7 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "continual-600": (at_least(90), "prototypes, nine views: nested, slots and slow weights"),
     "continual-600-drop": (at_most(2), "prototypes, nine views: nested, slots and slow weights"),
     "bandit-10-5": (at_least(6.6), "RL2, linear attention"),
-    "bandit-100-5": (at_least(78.3), "RL2, linear attention"),
+    "bandit-100-5": (at_least(78.3), "RL2, second stage"),
     "bandit-500-5": (at_least(405), "RL2, linear attention"),
     "mdp-10": (at_least(156.2), "RL2, linear attention"),
     "mdp-25": (at_least(445.7), "RL2, linear attention"),
