@@ -95,7 +95,7 @@ class RL2:
     max_kl: float = 0.0  # an update ends with the epoch in which the policy has moved so far; 0: never
     baseline: str = "critic"  # informed: told what the task is; linear: see ppo.linear_values
     clear: str = "task"  # what a memory holds only for an episode lives to the end of the trial; episode: it does not
-    infer: float = 0.0  # weight of telling the hidden task from what the memory answers, where a task is numbers
+    infer: float = 0.0  # weight of telling the hidden task from what the memory answers
     credit: str = (
         "reward"  # regret: actions are judged by what they cost one who knows the task, in envs that can say it
     )
