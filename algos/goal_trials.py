@@ -113,13 +113,7 @@ def curves(found: Played) -> dict[str, Line]:
         "success_in_trial": ("Success at any step by episode of a trial", "success, %", 100 * found.any),
         "last_step_in_trial": ("Success at the last step by episode of a trial", "success, %", 100 * found.last),
     }
-    return {
-        key: {
-            "caption": f"{caption} (new goals, 95 % band over trials)", "x": "episode", "y": y,
-            "points": [[float(i + 1), *mean_interval(values[:, i])[:3]] for i in range(values.shape[1])],
-        }
-        for key, (caption, y, values) in what.items()
-    }  # fmt: skip
+    return {key: _line(caption, "episode", y, values) for key, (caption, y, values) in what.items()}
 
 
 def judge_visits(problem: RL2Problem, split: str, trials: int) -> Judged:
@@ -132,8 +126,8 @@ def judge_visits(problem: RL2Problem, split: str, trials: int) -> Judged:
     saved = steps[:, 0] - steps[:, 1]
     score = mean_interval(100 * found.any.mean(1))
     lines = {
-        "visits": by_visit("Return by visit to a task", "return of an episode", returns),
-        "visits_steps": by_visit("Steps to the goal by visit to a task", f"steps, of {env.horizon}", steps),
+        "visits": _line("Return by visit to a task", "visit", "return of an episode", returns),
+        "visits_steps": _line("Steps to the goal by visit to a task", "visit", f"steps, of {env.horizon}", steps),
     }
     axes = {
         "adaptation": {"value": float(returns[:, 0].mean()), "what": "return of the first visit to a task"},
@@ -154,12 +148,6 @@ def judge_visits(problem: RL2Problem, split: str, trials: int) -> Judged:
     return Judged(score, scalars, drawn, {"lines": lines, "numbers": numbers, "axes": axes})
 
 
-def by_visit(caption: str, y: str, values: Array) -> Line:
-    """A line of means over trials [N, visits]."""
-    points = [[float(i + 1), *mean_interval(values[:, i])[:3]] for i in range(values.shape[1])]
-    return {"caption": f"{caption} (new goals, 95 % band over trials)", "x": "visit", "y": y, "points": points}
-
-
 def visits(env: Any, returns: Array) -> Array:
     """Mean return of an episode [N, E] by how often its task was visited before: [N, visits]."""
     order = np.repeat(env.order, env.stay, 1)  # the task of every episode
@@ -167,6 +155,12 @@ def visits(env: Any, returns: Array) -> Array:
         [[(row[: i // env.stay * env.stay] == row[i]).sum() // env.stay for i in range(len(row))] for row in order]
     )
     return np.stack([(returns * (nth == i)).sum(1) / (nth == i).sum(1) for i in range(env.visits)], 1)
+
+
+def _line(caption: str, x: str, y: str, values: Array) -> Line:
+    """Means over trials of values [N, points], numbered from 1."""
+    points = [[float(i + 1), *mean_interval(values[:, i])[:3]] for i in range(values.shape[1])]
+    return {"caption": f"{caption} (new goals, 95 % band over trials)", "x": x, "y": y, "points": points}
 
 
 def _called(line: Line, name: str) -> Line:

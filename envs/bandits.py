@@ -103,9 +103,8 @@ class Barcodes(Trials):
         return (codes[:, None] >> np.arange(self.bits) & 1).astype(np.int8)
 
     def act(self, actions: Array) -> Array:
-        good = self.good[self.rows, self.order[:, self.episode]]
         self.regret = self.hidden()[self.rows, actions]
-        return self.np_random.random(self.num_envs) < np.where(actions == good, HIGH, LOW)
+        return self.np_random.random(self.num_envs) < HIGH - self.regret
 
     def known(self) -> Array:
         return np.full((self.num_envs, self.episodes), HIGH * self.horizon)
