@@ -56,7 +56,7 @@ STORIES = {
         "HMT, segments of 64 words",
     ),
 }
-# Two layers find out who has a thing, and where that one is. Shorter texts, which help with one fact, were no better at 8,192 words.
+# Two layers find out who has a thing, and where that one is. Shorter texts were no better at 8,192 words here.
 TWICE = ["algo.layers=2", "env.steps=[64,512]", "trainer.tasks=16", "trainer.lr=3e-3"]
 FAR = {32_768: 96, 131_072: 48, 1_048_576: 8}  # words, streams of so many
 FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
