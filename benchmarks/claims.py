@@ -71,7 +71,7 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "rl2-vs-sb3-bandit": (at_least(2), ""),
     "rl2-vs-sb3-ml1": (at_least(1), ""),
     "rollout-efficiency": (at_least(80), ""),
-    "barcode-second-visit": (at_most(0.1), "RL2, nested over LSTM"),
+    "barcode-second-visit": (at_most(0.1), "RL2, second stage, nested over LSTM"),
     "bayes-gain-a": (at_least(0.95), LEAKY),
     "bayes-gain-b": (at_least(0.9), LEAKY),
     "bayes-gain-c": (at_least(0.8), LEAKY),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nestmem
-from benchmarks.results import load, row, save
+from benchmarks.results import merged, row, save
 
 BATCH, WIDTH = 4, 128
 LENGTHS = {"1k": 1024, "4k": 4096, "16k": 16384}
@@ -267,8 +267,7 @@ def main(arguments: list[str]) -> None:
         "stream": lambda: [streamed(name, 5 * rounds) for name in STREAMED if only in name],
     }
     rows = [r for part in parts or made for r in made[part]()]
-    fresh = {(r["claim"], r["method"]) for r in rows}
-    save("memory_speed", [r for r in load("memory_speed") if (r["claim"], r["method"]) not in fresh] + rows)
+    save("memory_speed", merged("memory_speed", rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 Ten episodes to adapt in and three that are scored for every goal, by default 50 goals and episodes as long as in training; with
 STEPS (500) a second test of that length. Controls: rewards not told, every episode begun as the first; open loops. Intervals are
 over seeds, or over goals if there is one. ml1-reach-adaptation: return of a scored over that of the first episode. What was tested
-is kept per part in the run's folder, so that a collection that is interrupted goes on.
+is kept per part in the run's folder, so that a collection that is interrupted goes on. Rows of what has no run stay as they were.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from algos import goal_trials, jobs
 from algos.agent import Agent, Seen
-from benchmarks.results import load, row, save
+from benchmarks.results import merged, row, save
 from envs.meta_world_sweeps import open_loop
 from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
@@ -73,7 +73,7 @@ def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> go
 
 def collect(goals: int, steps: int, names: list[str]) -> None:
     rows: list[dict[str, Any]] = []
-    kept, env = [r for r in load("ml1") if r["claim"] == "ml1-evaluators"], None
+    env = None
     for name, (_, title) in RUNS.items():
         runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
         if not runs or (names and name not in names):
@@ -105,10 +105,10 @@ def collect(goals: int, steps: int, names: list[str]) -> None:
             mean: Any = ratios[0] if len(means) == 1 else mean_interval(means)
             interval = {"low": mean.low, "high": mean.high, "unit": "ratio", "n": len(means), "note": note}
             rows.append(row("ml1-reach-adaptation", title + suffix, mean.mean, **interval))
-            save("ml1", rows + kept)
+            save("ml1", merged("ml1", rows))
     if env is not None:
         rows += open_loops(trainers[0].problem, goals)
-    save("ml1", rows + kept)
+    save("ml1", merged("ml1", rows))
 
 
 def open_loops(problem: Any, goals: int) -> list[dict[str, Any]]:
@@ -192,11 +192,12 @@ def official(name: str, seed: str, goals: int, steps: int) -> None:
     found = tested(run, trainer, goals, f"{steps} steps official", horizon=steps)
     ours = mean_interval(100 * found.any[:, -SCORED:].mean(1))
     note = f"success at any step; {goals} test goals each, {steps} steps; {RUNS[name][1]}"
-    rows = [r for r in load("ml1") if r["claim"] != "ml1-evaluators"]
     percent = {"unit": "percent", "n": 1, "note": note}
-    rows.append(row("ml1-evaluators", "Meta-World's: the first episodes that finish", 100 * theirs, **percent))
-    rows.append(row("ml1-evaluators", "ours", ours.mean, low=ours.low, high=ours.high, **percent))
-    save("ml1", rows)
+    rows = [
+        row("ml1-evaluators", "Meta-World's: the first episodes that finish", 100 * theirs, **percent),
+        row("ml1-evaluators", "ours", ours.mean, low=ours.low, high=ours.high, **percent),
+    ]
+    save("ml1", merged("ml1", rows))
 
 
 if __name__ == "__main__":

@@ -73,5 +73,11 @@ def load(name: str) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
+def merged(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows`, and those that results/NAME.json holds of other claims and methods."""
+    fresh = {(r["claim"], r["method"]) for r in rows}
+    return rows + [r for r in load(name) if (r["claim"], r["method"]) not in fresh]
+
+
 def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=folder).stdout.strip()

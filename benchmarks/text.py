@@ -20,7 +20,7 @@ from typing import Any
 
 from algos import figures, jobs, recall_run
 from algos.text_drift import SLACK
-from benchmarks.results import load, row, save
+from benchmarks.results import merged, row, save
 from nestmem.probes import mean_interval
 
 ROOT = Path("runs/text")
@@ -131,8 +131,7 @@ def collect() -> None:
             if results:
                 rows += summary(part, title, results)
     rows += growth() + paces("drift", "") + paces("tales", "-tales")
-    fresh = {(r["claim"], r["method"]) for r in rows}
-    rows += [r for r in load("text") if (r["claim"], r["method"]) not in fresh]
+    rows = merged("text", rows)
     save("text", rows)
     draw(rows)
 
@@ -258,12 +257,14 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
                 key = f"bits per byte of books after phase {i + 1}"
                 values[f"drift-books-after-{i + 1}{by}"] = ([r["numbers"][key] for r in results], "bits per byte", "")
         case _:
+            env = results[0]["env"]
+            least, most = env["steps"]
             values, found = {}, [{round(p[0]): p[1] for p in r["lines"]["length"]["points"]} for r in results]
             for length in sorted({length for points in found for length in points}):
                 each = [points[length] for points in found if length in points]
                 many = FAR.get(length, results[0]["n"])
-                about = f"words; learned on 64 to 512; {many} streams"
-                values[f"babilong-qa{results[0]['env']['task']}-{length}"] = (each, "%", about)
+                about = f"words; learned on {least} to {most}; {many} streams"
+                values[f"babilong-qa{env['task']}-{length}"] = (each, "%", about)
     rows = []
     for claim, (each, unit, about) in values.items():
         mean, tested = mean_interval(each), f"{results[0]['n']} {results[0]['counted']}"

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.results import load, row, save
+from benchmarks.results import merged, row, save
 from benchmarks.text import PARTS
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)  # bytes read before
@@ -116,8 +116,7 @@ def main(methods: list[str]) -> None:
         code = f"from benchmarks.text_speed import measured; measured({method!r})"
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         made += rows(method, json.loads(said.splitlines()[-1]))
-    fresh = {(r["claim"], r["method"]) for r in made}
-    save("text_speed", made + [r for r in load("text_speed") if (r["claim"], r["method"]) not in fresh])
+    save("text_speed", merged("text_speed", made))
 
 
 if __name__ == "__main__":
