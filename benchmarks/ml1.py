@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 
 from algos import goal_trials, jobs
 from algos.agent import Agent, Seen
-from benchmarks.results import merged, row, save
+from benchmarks.results import merged, recipe, row, save, seeded
 from envs.meta_world_sweeps import open_loop
 from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
@@ -49,6 +50,14 @@ CONTROLS: dict[str, dict[str, Any]] = {
     ", rewards not told": {"blind": True},
 }  # fmt: skip
 ADAPT, SCORED = 10, 3
+CLAIMS: dict[str, tuple[str, Callable[[goal_trials.Played], Any]]] = {
+    "ml1-reach-any": ("percent", lambda found: mean_interval(100 * found.any[:, -SCORED:].mean(1))),
+    "ml1-reach-final": ("percent", lambda found: mean_interval(100 * found.last[:, -SCORED:].mean(1))),
+    "ml1-reach-adaptation": (
+        "ratio",
+        lambda found: ratio_interval(found.returns[:, -SCORED:].mean(1), found.returns[:, 0], paired=True),
+    ),
+}
 
 
 def train(name: str, seed: str, extra: list[str]) -> None:
@@ -73,42 +82,49 @@ def tested(run: Path, trainer: Any, goals: int, part: str, **options: Any) -> go
 
 def collect(goals: int, steps: int, names: list[str]) -> None:
     rows: list[dict[str, Any]] = []
-    env = None
+    problem = None
     for name, (_, title) in RUNS.items():
         runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
-        if not runs or (names and name not in names):
-            continue
-        trainers = [jobs.restored(jobs.stored_config(run)) for run in runs]
-        torch.set_num_threads(1)
-        problem: Any = trainers[0].problem
-        env = problem.env
-        memory = getattr(problem.learner, "memory", None)
-        size = {
-            "params": sum(p.numel() for p in problem.learner.parameters()),
-            "state_bytes": state_bytes(memory.initial_state(1)) if memory is not None else 0,
-            "wall_s": round(sum(trainer.seconds for trainer in trainers) / len(trainers)),
-        }
-        done = ", ".join(f"{trainer.step * env.num_envs * env.steps / 1e6:.2f} M" for trainer in trainers)
-        tests = {suffix: {"horizon": env.horizon} | options for suffix, options in CONTROLS.items()}
-        if steps:
-            tests[f", {steps} steps"] = {"horizon": steps}
-        for suffix, options in tests.items():
-            found = [tested(run, t, goals, suffix, **options) for run, t in zip(runs, trainers, strict=True)]
-            note = f"{done} training steps; {goals} goals, episodes of {options['horizon']} steps"
-            for claim, which in (("ml1-reach-any", "any"), ("ml1-reach-final", "last")):
-                values = [100 * getattr(f, which)[:, -SCORED:].mean(1) for f in found]
-                rows.append(_row(claim, title + suffix, values, "percent", note, **size))
-            ratios: list[Any] = [
-                ratio_interval(f.returns[:, -SCORED:].mean(1), f.returns[:, 0], paired=True) for f in found
-            ]
-            means = [float(r.mean) for r in ratios]
-            mean: Any = ratios[0] if len(means) == 1 else mean_interval(means)
-            interval = {"low": mean.low, "high": mean.high, "unit": "ratio", "n": len(means), "note": note}
-            rows.append(row("ml1-reach-adaptation", title + suffix, mean.mean, **interval))
+        if runs and (not names or name in names):
+            trainers = {run: jobs.restored(jobs.stored_config(run)) for run in runs}
+            torch.set_num_threads(1)
+            problem = trainers[runs[0]].problem
+            rows += measured(title, trainers, goals, steps)
             save("ml1", merged("ml1", rows))
-    if env is not None:
-        rows += open_loops(trainers[0].problem, goals)
-    save("ml1", merged("ml1", rows))
+    if problem is not None:
+        save("ml1", merged("ml1", rows + open_loops(problem, goals)))
+
+
+def measured(title: str, trainers: dict[Path, Any], goals: int, steps: int) -> list[dict[str, Any]]:
+    """Rows of one method, from all its runs."""
+    first = next(iter(trainers.values()))
+    env, learner = first.problem.env, first.problem.learner
+    memory = getattr(learner, "memory", None)
+    size = {
+        "params": sum(p.numel() for p in learner.parameters()),
+        "state_bytes": state_bytes(memory.initial_state(1)) if memory is not None else 0,
+        "wall_s": round(sum(trainer.seconds for trainer in trainers.values()) / len(trainers)),
+    }
+    recipes = {recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items()}
+    made_by = recipes.pop() if len(recipes) == 1 else ""  # unfinished runs stand for themselves
+    done = " and ".join(sorted({f"{t.step * env.num_envs * env.steps / 1e6:.2f} M" for t in trainers.values()}))
+    tests = {suffix: {"horizon": env.horizon} | options for suffix, options in CONTROLS.items()}
+    if steps:
+        tests[f", {steps} steps"] = {"horizon": steps}
+    rows = []
+    for suffix, options in tests.items():
+        found = {
+            run.name.rpartition("-s")[2]: tested(run, trainer, goals, suffix, **options)
+            for run, trainer in trainers.items()
+        }
+        note = f"{done} training steps; {goals} goals, episodes of {options['horizon']} steps"
+        for claim, (unit, score) in CLAIMS.items():
+            scores = {seed: score(one) for seed, one in found.items()}
+            each = {seed: float(one.mean) for seed, one in scores.items()}
+            one = next(iter(scores.values()))
+            bounds = {"low": one.low, "high": one.high}  # over goals, where there is one seed
+            rows.append(seeded("ml1", claim, title + suffix, each, made_by, unit=unit, note=note, **bounds, **size))
+    return rows
 
 
 def open_loops(problem: Any, goals: int) -> list[dict[str, Any]]:
@@ -119,13 +135,6 @@ def open_loops(problem: Any, goals: int) -> list[dict[str, Any]]:
             mean, note = mean_interval(100 * values[:, 0]), "open loop; interval over goals"
             rows.append(row(claim, name, mean.mean, low=mean.low, high=mean.high, unit="percent", n=1, note=note))
     return rows
-
-
-def _row(claim: str, title: str, values: list[np.ndarray], unit: str, note: str, **size: Any) -> dict[str, Any]:
-    seeds = [float(v.mean()) for v in values]
-    mean = mean_interval(seeds) if len(seeds) > 1 else mean_interval(values[0])
-    note += "" if len(seeds) > 1 else "; interval over goals"
-    return row(claim, title, mean.mean, low=mean.low, high=mean.high, unit=unit, n=len(seeds), note=note, **size)
 
 
 class Official:

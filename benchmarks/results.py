@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nestmem.probes import mean_interval
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -41,6 +46,30 @@ def row(
         "claim": claim, "method": method, "value": value, "low": low, "high": high, "n": n, "unit": unit,
         "wall_s": wall_s, "state_bytes": state_bytes, "params": params, "note": note,
     }  # fmt: skip
+
+
+def seeded(name: str, claim: str, method: str, each: dict[str, float], recipe: str, **rest: Any) -> dict[str, Any]:
+    """A row over seeds: `each`, the value of every seed, together with those that results/NAME.json holds of the same recipe and
+    whose runs are not at hand any more. `rest` is as in `row`; with a single seed its low and high are the interval."""
+    for r in load(name):
+        if recipe and (r["claim"], r["method"], r.get("recipe")) == (claim, method, recipe):
+            each = r["each"] | each
+    mean = mean_interval(list(each.values()))
+    if mean.n > 1:
+        rest |= {"low": mean.low, "high": mean.high}
+    return row(claim, method, mean.mean, n=mean.n, **rest) | {"recipe": recipe, "each": dict(sorted(each.items()))}
+
+
+def recipe(config: DictConfig, step: int) -> str:
+    """A short name of what a run of `step` updates was trained with: the same for all its seeds, and however it is tested."""
+    found: Any = OmegaConf.to_container(config)
+    for key in ("run", "seed", "baselines"):
+        found.pop(key, None)
+    for key in ("threads", "eval_every", "eval_tasks", "test_tasks", "checkpoint_every", "keep"):
+        found["trainer"].pop(key, None)
+    if start := found["algo"].get("start"):
+        found["algo"]["start"] = re.sub(r"-s\d+$", "", Path(start).name)
+    return hashlib.sha256(json.dumps([found, step], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:

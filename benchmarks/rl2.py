@@ -1,7 +1,8 @@
 """Claims bandit-N-5, mdp-N and barcode-second-visit: what RL^2 gets in trials of tasks it never saw, beside policies made for them.
 
     python -m benchmarks.rl2 train NAME SEED [OPTION=VALUE]...   one run into runs/rl2 (goes on if interrupted)
-    python -m benchmarks.rl2 collect [NAME]...                   test the newest weights of these runs, or of all; finished or not
+    python -m benchmarks.rl2 collect [NAME]...                   test the newest weights of these runs, or of all; finished or not;
+                                                                 seeds of the same recipe that were collected before stay in
 
 Rows of runs: mean return of a trial on fresh tasks with actions drawn from the policy; the interval is over seeds, or over trials
 if there is one seed. Rows of policies: one pass over the tasks of the first seed, interval over trials.
@@ -14,15 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
 from algos import jobs
 from algos.rl2 import RL2Problem, maker, regret_by_visit
-from benchmarks.results import load, row, save
+from benchmarks.results import load, merged, recipe, row, save, seeded
 from envs.bandit_baselines import optimum
 from envs.bandits import Barcodes
+from envs.trials import Trials
 from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval
 
@@ -64,51 +65,65 @@ def train(name: str, seed: str, extra: list[str]) -> None:
 
 
 def collect(names: list[str]) -> None:
-    """Rows of the claims of `names` (all, if none is given) are made anew; those of other claims stay."""
-    claims = {RUNS[name][0] for name in names or RUNS}
-    kept = [r for r in load("rl2") if not any(_of(r, claim) for claim in claims)]
-    before, rows, regrets = load("rl2"), [], {}
-    for name, (claim, _, title) in RUNS.items():
-        if claim not in claims:
-            continue
-        runs = sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints"))
-        mine = [r for r in before if r["claim"].removesuffix("-regret") == claim and r["n"]]
-        if not runs:
-            rows += [r for r in mine if r["method"].startswith(title)]
-            continue
-        trainers = [jobs.restored(jobs.stored_config(run)) for run in runs]
-        problems: list[Any] = [trainer.problem for trainer in trainers]
-        tested = [problem.evaluate("test", problem.options.test_tasks) for problem in problems]
-        greedy = [problem.evaluate("test", problem.options.test_tasks, greedy=True)[1] for problem in problems]
-        size = {
-            "params": sum(p.numel() for p in problems[0].learner.parameters()),
-            "state_bytes": state_bytes(problems[0].learner.memory.initial_state(1)),
-            "wall_s": round(sum(trainer.seconds for trainer in trainers) / len(trainers)),
-        }
-        trials = problems[0].options.test_tasks
-        done = f"{trainers[0].step} of {problems[0].options.steps} updates of {problems[0].options.tasks} trials"
-        for suffix, rewards in (("", [r for _, r in tested]), (", likeliest actions", greedy)):
-            returns = [r.sum(1) for r in rewards]
-            note = f"{'; '.join(f'{r.mean():.2f}' for r in returns)} in {trials} trials each; after {done}"
-            rows.append(_row(claim, title + suffix, returns, note, **size))
-        if isinstance(tested[0][0], Barcodes):
-            regrets[name] = [[p[1] for p in regret_by_visit(env, rewards)] for env, rewards in tested]
-            regrets[f"{name}, barcodes shuffled"] = [_shuffled(run) for run in runs]
-        if not any(r["claim"] == claim and r["method"] == "random" for r in rows):
-            rows += _policies(problems[0], claim)
-    rows += _regrets(regrets)
-    for claim, published in PUBLISHED.items():
-        if claim in claims and any(r["claim"] == claim for r in rows):
-            source = "Duan et al. 2016, as listed by github.com/lucaslingle/pytorch_rl2"
-            rows += [
-                row(claim, f"published: {name}", value, unit="return", n=0, note=source) for name, value in published
-            ]
-    save("rl2", kept + rows)
+    """Rows of the runs of `names` (all, if none is given) are made anew; what has no run stays as it was."""
+    rows: list[dict[str, Any]] = []
+    for name in names or RUNS:
+        claim, _, title = RUNS[name]
+        if runs := sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints")):
+            rows += measured(claim, title, {run: jobs.restored(jobs.stored_config(run)) for run in runs})
+            save("rl2", merged("rl2", rows))
+    rows = merged("rl2", rows)
+    save("rl2", merged("rl2", ratios(rows)) if rows else rows)
 
 
-def _of(found: dict[str, Any], claim: str) -> bool:
-    """Whether a row belongs to a claim; the regrets of barcodes are claims of their own."""
-    return bool(found["claim"] == claim or (claim == "barcode" and found["claim"].startswith("barcode-")))
+def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str, Any]]:
+    """Rows of one method, from all its runs, and of what it is compared with."""
+    problems: dict[str, Any] = {run.name.rpartition("-s")[2]: trainer.problem for run, trainer in trainers.items()}
+    one, options = next(iter(trainers.values())), next(iter(problems.values())).options
+    learner = one.problem.learner
+    size = {
+        "params": sum(p.numel() for p in learner.parameters()),
+        "state_bytes": state_bytes(learner.memory.initial_state(1)),
+        "wall_s": round(sum(trainer.seconds for trainer in trainers.values()) / len(trainers)),
+    }
+    recipes = {recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items()}
+    made_by = recipes.pop() if len(recipes) == 1 else ""  # unfinished runs stand for themselves
+    trials, done = options.test_tasks, f"{one.step} of {options.steps} updates of {options.tasks} trials"
+    note = f"{trials} trials each; after {done}; one busy core of two"
+    rows = []
+    tested = {seed: problem.evaluate("test", trials) for seed, problem in problems.items()}
+    greedy = {seed: problem.evaluate("test", trials, greedy=True) for seed, problem in problems.items()}
+    for suffix, played in (("", tested), (", likeliest actions", greedy)):
+        returns = {seed: rewards.sum(1) for seed, (_, rewards) in played.items()}
+        each = {seed: float(values.mean()) for seed, values in returns.items()}
+        first = mean_interval(next(iter(returns.values())))
+        bounds = {"low": first.low, "high": first.high}  # over trials, where there is one seed
+        rows.append(seeded("rl2", claim, title + suffix, each, made_by, unit="return", note=note, **bounds, **size))
+    if isinstance(one.problem.env, Barcodes):
+        shuffled = {seed: _shuffled(run) for seed, run in zip(problems, trainers, strict=True)}
+        for control, games in (("", tested), (", barcodes shuffled", shuffled)):
+            regrets = {seed: [point[1] for point in regret_by_visit(*game)] for seed, game in games.items()}
+            for visit in range(one.problem.env.visits):
+                each = {seed: values[visit] for seed, values in regrets.items()}
+                method = f"{title}{control}, visit {visit + 1}"
+                rows.append(seeded("rl2", "barcode-regret", method, each, made_by, unit="per pull"))
+    if not any((r["claim"], r["method"]) == (claim, "random") for r in load("rl2")):
+        rows += _policies(one.problem, claim)
+    source = "Duan et al. 2016, as listed by github.com/lucaslingle/pytorch_rl2"
+    published = PUBLISHED.get(claim, [])
+    return rows + [row(claim, f"published: {who}", value, unit="return", n=0, note=source) for who, value in published]
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Regret on a second visit over the LSTM's, for every memory and seed that both have."""
+    second = {r["method"].removesuffix(", visit 2"): r for r in rows if r["method"].endswith(", visit 2")}
+    flat = second.get("RL2, LSTM", {}).get("each", {})
+    found = []
+    for method, r in second.items():
+        shared = {seed: value / flat[seed] for seed, value in r.get("each", {}).items() if seed in flat}
+        if shared and "LSTM" not in method.split(", ")[1:2] and "shuffled" not in method:
+            found.append(seeded("rl2", "barcode-second-visit", f"{method} over LSTM", shared, "", unit="ratio"))
+    return found
 
 
 def _policies(problem: RL2Problem, claim: str) -> list[dict[str, Any]]:
@@ -128,41 +143,13 @@ def _policies(problem: RL2Problem, claim: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _shuffled(run: Path) -> list[float]:
-    """Regret by visit of the same weights where barcodes say nothing."""
+def _shuffled(run: Path) -> tuple[Trials, Any]:
+    """What the same weights get where barcodes say nothing."""
     config = jobs.stored_config(run)
     problem: Any = jobs.restored(config).problem
     problem.make_env = maker(OmegaConf.merge(config.env, {"shuffled": True}))
-    return [p[1] for p in regret_by_visit(*problem.evaluate("test", problem.options.test_tasks))]
-
-
-def _regrets(regrets: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
-    """Regret per pull by visit of every memory, and the ratio the claim is about."""
-    rows = []
-    for name, seeds in regrets.items():
-        for visit, values in enumerate(zip(*seeds, strict=True), start=1):
-            mean = float(np.mean(values))
-            base, _, control = name.partition(", ")
-            title = ", ".join(filter(None, (RUNS[base][2], control, f"visit {visit}")))
-            rows.append(row("barcode-regret", title, mean, unit="per pull", n=len(values)))
-    if "barcode-lstm" in regrets:
-        flat = np.mean([seed[1] for seed in regrets["barcode-lstm"]])
-        for name in ("barcode", "barcode-end", "barcode-eplstm"):
-            if name in regrets:
-                ratio = float(np.mean([seed[1] for seed in regrets[name]]) / flat)
-                title = f"{RUNS[name][2]} over LSTM"
-                rows.append(row("barcode-second-visit", title, ratio, unit="ratio", n=len(regrets[name])))
-    return rows
-
-
-def _row(claim: str, title: str, returns: list[np.ndarray], note: str, **size: Any) -> dict[str, Any]:
-    seeds = [float(r.mean()) for r in returns]
-    if len(seeds) == 1:
-        mean, note = mean_interval(returns[0]), note + "; interval over trials"
-    else:
-        mean = mean_interval(seeds)
-    note += "; one busy core of two"
-    return row(claim, title, mean.mean, low=mean.low, high=mean.high, unit="return", n=len(seeds), note=note, **size)
+    found: tuple[Trials, Any] = problem.evaluate("test", problem.options.test_tasks)
+    return found
 
 
 if __name__ == "__main__":
