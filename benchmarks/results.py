@@ -103,9 +103,11 @@ def load(name: str) -> list[dict[str, Any]]:
 
 
 def merged(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`rows`, and those that results/NAME.json holds of other claims and methods."""
-    fresh = {(r["claim"], r["method"]) for r in rows}
-    return rows + [r for r in load(name) if (r["claim"], r["method"]) not in fresh]
+    """`rows`, and those that results/NAME.json holds of other claims and methods; what rests there on more seeds stays."""
+    before = {(r["claim"], r["method"]): r for r in load(name)}
+    fresh = {(r["claim"], r["method"]): r for r in rows}
+    better = {key: r for key, r in fresh.items() if key not in before or r["n"] >= before[key]["n"]}
+    return list({**fresh, **before, **better}.values())
 
 
 def _git(folder: Path, *arguments: str) -> str:
