@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +35,7 @@ class Rollout(NamedTuple):
 
     def rows(self, index: Tensor) -> Rollout:
         seen = Seen(*(part[index] for part in self.seen))
-        reset = None if self.reset is None else self.reset[index]
-        return Rollout(seen, *(part[index] for part in self[1:5]), reset, *(part[index] for part in self[6:]))
+        return Rollout(seen, *(None if part is None else part[index] for part in self[1:]))
 
 
 @torch.no_grad()
@@ -63,11 +61,9 @@ def collect(
     rest = agent.moves(look, look, True)
     seen = Seen(look, before, nothing, nothing, known, rest, nothing)
     state = agent.memory.initial_state(n)
-    steps, taken, log_probs, values, rewards = [], [], [], [], []
-    resets, hidden, success, regret = [], [], [], []
+    moments: list[Rollout] = []  # of one step each, [N, ...]
     for t in range(env.steps):
         begins = seen.ended[:, 0] > 0
-        resets.append(begins)
         if clear == "episode" and bool(begins.any()):
             state = agent.memory.reset(state, begins)
         if clear == "all" and t % env.horizon == 0:
@@ -80,7 +76,6 @@ def collect(
         if agent.informed:
             clock = torch.tensor([t % env.horizon / env.horizon, t / env.steps], device=device)
             seen = seen._replace(known=torch.cat([task, clock.expand(n, 2)], -1))
-        hidden.append(task)
         policy, value, state = agent.step(seen, state)
         if greedy:
             action = policy.mode
@@ -89,16 +84,12 @@ def collect(
         else:
             noise = torch.randn(policy.mean.shape, generator=generator, device=device)
             action = policy.mean + policy.stddev * noise
-        steps.append(seen)
-        taken.append(action)
-        log_probs.append(policy.log_prob(action))
-        values.append(value)
         observation, reward, ended, _, _ = env.step(agent.bounded(action).cpu().numpy())
-        success.append(torch.zeros(n) if env.success is None else torch.as_tensor(env.success, dtype=torch.float32))
-        cost = np.zeros(n) if env.regret is None else env.regret
-        regret.append(torch.as_tensor(cost, dtype=torch.float32, device=device))
-        paid = torch.as_tensor(reward, device=device)
-        rewards.append(paid)
+        paid, met, cost = (
+            torch.zeros(n, device=device) if x is None else torch.as_tensor(x, dtype=torch.float32, device=device)
+            for x in (reward, env.success, env.regret)
+        )
+        moments.append(Rollout(seen, action, policy.log_prob(action), value, paid, begins, task, met, cost))
         over = torch.as_tensor(ended, dtype=torch.float32, device=device)
         look, last = agent.observed(observation, device), look
         compared = not blind and t % env.horizon > 0
@@ -109,13 +100,12 @@ def collect(
             over[:, None],
             known,
             agent.moves(look, last, (t + 1) % env.horizon == 0),
-            rewards[-1][:, None] - rewards[-2][:, None] if compared else nothing,
+            (paid - moments[-2].rewards)[:, None] if compared else nothing,
         )
-    whole = Seen(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
-    reset = torch.stack(resets, 1) if clear == "episode" else None
-    done, told = torch.stack(success, 1).to(device), torch.stack(hidden, 1)
-    lost = torch.stack(regret, 1)
-    return Rollout(whole, *(torch.stack(p, 1) for p in (taken, log_probs, values, rewards)), reset, told, done, lost)
+    whole = Seen(*(torch.stack(parts, 1) for parts in zip(*(moment.seen for moment in moments), strict=True)))
+    rest = (torch.stack(parts, 1) for parts in zip(*(moment[1:] for moment in moments), strict=True))
+    found = Rollout(whole, *rest)
+    return found if clear == "episode" else found._replace(reset=None)
 
 
 def advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
