@@ -4,8 +4,9 @@ Construction after Kuratov et al. 2024, arXiv:2406.10149: the story's facts keep
 sentences that follow one another in a book, from a random one on; the last sentence is cut so that the whole has the asked
 length. Ours is in words, not in a language model's tokens: a closed vocabulary of bAbI's words and the commonest words of
 the books; every other word is one token. Tested on bAbI's own test stories (en, 1,000 questions for each task); learned
-from stories of our own making in the same words, since 1,000 are few to learn a language from. Those keep all their questions,
-each with its answer asked for where it stands, and ask those of the easier tasks too.
+from stories of our own making in the same words, since 1,000 are few to learn a language from. Those have as many facts as fit,
+all of them, and as many questions in between as there is room for, each with its answer asked for where it stands; they ask the
+questions of the easier tasks too.
     qa1  where is a person?   qa2  where is a thing?   qa3  where was a thing before it was in some place?
 Legend: B rows, T words, F facts.
 """
@@ -42,6 +43,7 @@ THERE = ("", "", "there ")
 WORD = re.compile(r"[a-z']+|[.?!,;]")
 END = re.compile(r"(?<=[.?!])\s+")
 UNKNOWN, START = "<unknown>", "<start>"
+FACTS = {1: 12, 2: 40, 3: 100}  # of a story to learn from, at most; nine in ten of bAbI's have fewer
 SAMPLE = 1 << 17  # bytes of each book that sentences are taken from
 
 
@@ -139,6 +141,18 @@ def _question(
     return Line(words(f"where was the {thing} before the {lies[thing][after]} ?"), lies[thing][after - 1])
 
 
+def _some(body: Story, room: float, chance: random.Random) -> set[int]:
+    """Which questions to keep: at random, until their words fill the room."""
+    kept: set[int] = set()
+    questions = [i for i, line in enumerate(body) if line.answer]
+    for i in chance.sample(questions, len(questions)):
+        room -= len(body[i].words)
+        if room < 0:
+            break
+        kept.add(i)
+    return kept
+
+
 class Haystack:
     """Stories of one task among sentences of books. vocabulary: words, of which the commonest of `train` are kept."""
 
@@ -169,17 +183,23 @@ class Haystack:
         tokens, wanted = (torch.tensor(part) for part in zip(*padded))
         return tokens, wanted
 
-    def story(self, split: str, chance: random.Random) -> Story:
+    def story(self, split: str, length: int, chance: random.Random) -> Story:
         """Training stories are made; the others are bAbI's where there are any: its training part to validate on, its test."""
         told_here = self.stories["train" if split == "val" else "test"] if split != "train" else []
-        return chance.choice(told_here) if told_here else made(self.task, chance, chance.randint(2, 12))
+        if told_here:
+            return chance.choice(told_here)
+        most = max(2, min(FACTS[self.task], length // 10))  # a fact has seven words at most
+        return made(self.task, chance, chance.randint(2, most))
 
     def _one(self, split: str, length: int, chance: random.Random) -> tuple[list[int], list[int]]:
-        *body, question = self.story(split, chance)
-        if split != "train":
-            body = [line for line in body if not line.answer]
-        most = max(length // 8, 2)  # facts that a short text has room for
-        body = body[-most:] if split == "train" else body
+        *body, question = self.story(split, length, chance)
+        facts = [line for line in body if not line.answer]
+        room = length - sum(len(line.words) for line in (*facts, question))
+        if split == "train":
+            asked = _some(body, room * chance.random(), chance)
+            body = [line for i, line in enumerate(body) if not line.answer or i in asked]
+        else:
+            body = facts
         room = length - sum(len(line.words) for line in (*body, question))
         filler = self._filler(split, room, chance)
         places = sorted(chance.randrange(len(filler) + 1) for _ in body)

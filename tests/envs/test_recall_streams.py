@@ -149,6 +149,24 @@ def test_facts_lie_in_order_among_sentences_and_the_whole_has_the_asked_length(b
     assert (hay.draw("train", 8, 300, 0)[1] >= 0).sum() > 8, "training asks more than once"
 
 
+@pytest.mark.parametrize("task", [1, 2, 3])
+@pytest.mark.parametrize("length", [32, 200])
+def test_what_training_asks_follows_from_the_facts_it_shows(books, task, length):
+    hay = Haystack(task, books, stories="made")
+    tokens, wanted = hay.draw("train", 16, length, seed=2)
+    asked = 0
+    for row, want in zip(tokens.tolist(), wanted.tolist(), strict=True):
+        text, facts = [hay.words[i] for i in row], []
+        for i, word in enumerate(text):
+            if word in babilong.PEOPLE and text[i - 1] != "is":
+                facts.append(text[i : text.index(".", i) + 1])
+            if want[i] >= 0:
+                start = max(j for j in range(i) if text[j] == "where")
+                assert answer(facts, text[start : i + 1]) == hay.words[want[i]]
+                asked += 1
+    assert asked > 16 or length < 100, "a longer text has room for more than one question"
+
+
 def test_babi_itself(books):
     if archives.locate(babilong.ARCHIVE) is None:
         pytest.skip("bAbI is not under NESTMEM_DATA")
