@@ -20,7 +20,7 @@ from typing import Any
 
 from algos import figures, jobs, recall_run
 from algos.text_drift import SLACK
-from benchmarks.results import merged, row, save
+from benchmarks.results import merged, recipe, row, save, seeded
 from nestmem.probes import mean_interval
 
 ROOT = Path("runs/text")
@@ -137,11 +137,13 @@ def collect() -> None:
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    """The result of a run, with what `far` asked it in the line by length."""
+    """The result of a run, with what `far` asked it in the line by length, and what it was trained with."""
     result: dict[str, Any] = json.loads(path.read_text())
     kept = path.with_name("far.json")
     if kept.exists():
         result["lines"]["length"]["points"] += json.loads(kept.read_text())
+    if path.with_name("config.yaml").exists():
+        result["recipe"] = recipe(jobs.stored_config(path.parent), result["step"])
     return result
 
 
@@ -222,7 +224,8 @@ def growth() -> list[dict[str, Any]]:
 
 
 def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of one method from its seeds; with one seed the interval is left out, and the note says so."""
+    """Rows of one method from its seeds; with one seed the interval is left out."""
+    seeds = [str(r["seed"]) for r in results]
     match part:
         case "books":
             points = [{round(p[0]): p[1] for p in r["lines"]["place"]["points"]} for r in results]
@@ -261,22 +264,22 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
             least, most = env["steps"]
             values, found = {}, [{round(p[0]): p[1] for p in r["lines"]["length"]["points"]} for r in results]
             for length in sorted({length for points in found for length in points}):
-                each = [points[length] for points in found if length in points]
+                each = {seed: points[length] for seed, points in zip(seeds, found, strict=True) if length in points}
                 many = FAR.get(length, results[0]["n"])
                 about = f"words; learned on {least} to {most}; {many} streams"
                 values[f"babilong-qa{env['task']}-{length}"] = (each, "%", about)
+    recipes = {r.get("recipe", "") for r in results}
+    made_by = recipes.pop() if len(recipes) == 1 else ""
     rows = []
     for claim, (each, unit, about) in values.items():
-        mean, tested = mean_interval(each), f"{results[0]['n']} {results[0]['counted']}"
-        note = f"seeds {', '.join(f'{v:.3f}' for v in each)}" if len(each) > 1 else "one seed"
-        note = "; ".join(
-            filter(None, [about, note, f"{results[0]['step']} updates", "" if "streams" in about else tested])
-        )
+        tested = "" if "streams" in about else f"{results[0]['n']} {results[0]['counted']}"
         rows.append(
-            row(
-                claim, title, mean.mean, low=mean.low if mean.n > 1 else None, high=mean.high if mean.n > 1 else None,
-                n=len(each), unit=unit, wall_s=round(sum(r["seconds"] for r in results) / len(results)),
-                params=results[0]["parameters"], state_bytes=results[0]["state_bytes"], note=note,
+            seeded(
+                "text", claim, title, dict(zip(seeds, each, strict=True)) if isinstance(each, list) else each,
+                made_by, unit=unit,
+                wall_s=round(sum(r["seconds"] for r in results) / len(results)),
+                params=results[0]["parameters"], state_bytes=results[0]["state_bytes"],
+                note="; ".join(filter(None, [about, f"{results[0]['step']} updates", tested])),
             )
         )  # fmt: skip
     return rows

@@ -37,6 +37,18 @@ def test_places_and_the_growth_of_the_gap(tmp_path, monkeypatch):
 
 
 def test_one_seed_has_no_interval(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
     rows = text.summary("books", "x", [found(2.0, (2.0, 1.0), 0)])
-    assert all(r["low"] is None and "one seed" in r["note"] for r in rows)
+    assert all(r["low"] is None and r["n"] == 1 for r in rows)
+
+
+def test_seeds_of_one_recipe_add_up_over_days(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for seed, score in ((0, 2.0), (1, 3.0), (1, 4.0)):
+        rows = text.summary("books", "x", [found(score, (2.0, 1.0), seed) | {"recipe": "a"}])
+        results.save("text", results.merged("text", rows))
+    (row,) = (r for r in results.load("text") if r["claim"] == "text-bpb")
+    assert row["each"] == {"0": 2.0, "1": 4.0} and row["value"] == 3 and row["low"] < 2 < 4 < row["high"]
+    other = text.summary("books", "x", [found(9.0, (2.0, 1.0), 2) | {"recipe": "b"}])
+    assert other[0]["each"] == {"2": 9.0}, "another recipe is another thing"
+    assert next(r for r in results.merged("text", other) if r["claim"] == "text-bpb")["n"] == 2, "and has fewer seeds"
