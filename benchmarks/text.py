@@ -56,8 +56,11 @@ STORIES = {
         "HMT, segments of 64 words",
     ),
 }
-# Two layers find out who has a thing, and where that one is. Shorter texts were no better at 8,192 words here.
-TWICE = ["algo.layers=2", "env.steps=[64,512]", "trainer.tasks=16", "trainer.lr=3e-3"]
+LONGER = {  # two facts are learned after one is, and three after two; the stories of three are long
+    1: [],
+    2: ["trainer.steps=5000", "trainer.lr=3e-3"],
+    3: ["trainer.steps=5000", "trainer.lr=3e-3", "env.steps=[32,512]"],
+}
 FAR = {32_768: 96, 131_072: 48, 1_048_576: 8}  # words, streams of so many
 FLAT = ["memory=lstm", "memory.hidden=111", "algo.orders=[]", "algo.adapt=false", "algo.consolidate=0"]
 BY_TALES = "env.data=[books,generated,books]"
@@ -85,7 +88,7 @@ PARTS: dict[str, dict[str, tuple[list[str], str]]] = {
     },
 } | {
     f"babilong{task}": {
-        name: (["experiment=babilong", f"env.task={task}", *([] if task == 1 else TWICE), *o], title)
+        name: (["experiment=babilong", f"env.task={task}", *LONGER[task], *o], title)
         for name, (o, title) in STORIES.items()
     }
     for task in (1, 2, 3)
