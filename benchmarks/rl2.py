@@ -72,8 +72,7 @@ def collect(names: list[str]) -> None:
         if runs := sorted(path.parent for path in ROOT.glob(f"{name}-s[0-9]/checkpoints")):
             rows += measured(claim, title, {run: jobs.restored(jobs.stored_config(run)) for run in runs})
             save("rl2", merged("rl2", rows))
-    rows = merged("rl2", rows)
-    save("rl2", merged("rl2", ratios(rows)) if rows else rows)
+    save("rl2", merged("rl2", ratios(merged("rl2", rows))))
 
 
 def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str, Any]]:
