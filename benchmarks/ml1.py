@@ -122,7 +122,7 @@ def measured(title: str, trainers: dict[Path, Any], goals: int, steps: int) -> l
             scores = {seed: score(one) for seed, one in found.items()}
             each = {seed: float(one.mean) for seed, one in scores.items()}
             one = next(iter(scores.values()))
-            bounds = {"low": one.low, "high": one.high}  # over goals, where there is one seed
+            bounds = {"low": one.low, "high": one.high, "over": "goals"}
             rows.append(seeded("ml1", claim, title + suffix, each, made_by, unit=unit, note=note, **bounds, **size))
     return rows
 

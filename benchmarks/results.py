@@ -48,15 +48,20 @@ def row(
     }  # fmt: skip
 
 
-def seeded(name: str, claim: str, method: str, each: dict[str, float], recipe: str, **rest: Any) -> dict[str, Any]:
+def seeded(
+    name: str, claim: str, method: str, each: dict[str, float], recipe: str, over: str = "", **rest: Any
+) -> dict[str, Any]:
     """A row over seeds: `each`, the value of every seed, together with those that results/NAME.json holds of the same recipe and
-    whose runs are not at hand any more. `rest` is as in `row`; with a single seed its low and high are the interval."""
+    whose runs are not at hand any more. `rest` is as in `row`; with a single seed its low and high are the interval, `over` trials
+    or whatever it is, which the note says."""
     for r in load(name):
         if recipe and (r["claim"], r["method"], r.get("recipe")) == (claim, method, recipe):
             each = r["each"] | each
     mean = mean_interval(list(each.values()))
     if mean.n > 1:
         rest |= {"low": mean.low, "high": mean.high}
+    elif over:
+        rest["note"] = "; ".join(filter(None, [rest.get("note"), f"interval over {over}"]))
     return row(claim, method, mean.mean, n=mean.n, **rest) | {"recipe": recipe, "each": dict(sorted(each.items()))}
 
 

@@ -96,7 +96,7 @@ def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str
         returns = {seed: rewards.sum(1) for seed, (_, rewards) in played.items()}
         each = {seed: float(values.mean()) for seed, values in returns.items()}
         first = mean_interval(next(iter(returns.values())))
-        bounds = {"low": first.low, "high": first.high}  # over trials, where there is one seed
+        bounds = {"low": first.low, "high": first.high, "over": "trials"}
         rows.append(seeded("rl2", claim, title + suffix, each, made_by, unit="return", note=note, **bounds, **size))
     if isinstance(one.problem.env, Barcodes):
         shuffled = {seed: _shuffled(run) for seed, run in zip(problems, trainers, strict=True)}
