@@ -24,7 +24,7 @@ import torch
 
 from algos import goal_trials, jobs
 from algos.agent import Agent, Seen
-from benchmarks.results import merged, recipe, row, save, seeded
+from benchmarks.results import common, merged, recipe, row, save, seeded
 from envs.meta_world_sweeps import open_loop
 from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
@@ -105,8 +105,7 @@ def measured(title: str, trainers: dict[Path, Any], goals: int, steps: int) -> l
         "state_bytes": state_bytes(memory.initial_state(1)) if memory is not None else 0,
         "wall_s": round(sum(trainer.seconds for trainer in trainers.values()) / len(trainers)),
     }
-    recipes = {recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items()}
-    made_by = recipes.pop() if len(recipes) == 1 else ""  # unfinished runs stand for themselves
+    made_by = common(recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items())
     done = " and ".join(sorted({f"{t.step * env.num_envs * env.steps / 1e6:.2f} M" for t in trainers.values()}))
     tests = {suffix: {"horizon": env.horizon} | options for suffix, options in CONTROLS.items()}
     if steps:

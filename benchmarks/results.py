@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def recipe(config: DictConfig, step: int) -> str:
     if start := found["algo"].get("start"):
         found["algo"]["start"] = re.sub(r"-s\d+$", "", Path(start).name)
     return hashlib.sha256(json.dumps([found, step], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def common(recipes: Iterable[str]) -> str:
+    """The recipe of all runs, or none where they differ, as unfinished ones do: these add up with nothing."""
+    found = set(recipes)
+    return found.pop() if len(found) == 1 else ""
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:

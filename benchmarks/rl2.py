@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from algos import jobs
 from algos.rl2 import RL2Problem, maker, regret_by_visit
-from benchmarks.results import load, merged, recipe, row, save, seeded
+from benchmarks.results import common, load, merged, recipe, row, save, seeded
 from envs.bandit_baselines import optimum
 from envs.bandits import Barcodes
 from envs.trials import Trials
@@ -85,8 +85,7 @@ def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str
         "state_bytes": state_bytes(learner.memory.initial_state(1)),
         "wall_s": round(sum(trainer.seconds for trainer in trainers.values()) / len(trainers)),
     }
-    recipes = {recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items()}
-    made_by = recipes.pop() if len(recipes) == 1 else ""  # unfinished runs stand for themselves
+    made_by = common(recipe(jobs.stored_config(run), trainer.step) for run, trainer in trainers.items())
     trials, done = options.test_tasks, f"{one.step} of {options.steps} updates of {options.tasks} trials"
     note = f"{trials} trials each; after {done}; one busy core of two"
     rows = []

@@ -20,7 +20,7 @@ from typing import Any
 
 from algos import figures, jobs, recall_run
 from algos.text_drift import SLACK
-from benchmarks.results import merged, recipe, row, save, seeded
+from benchmarks.results import common, merged, recipe, row, save, seeded
 from nestmem.probes import mean_interval
 
 ROOT = Path("runs/text")
@@ -271,8 +271,7 @@ def summary(part: str, title: str, results: list[dict[str, Any]]) -> list[dict[s
                 many = FAR.get(length, results[0]["n"])
                 about = f"words; learned on {least} to {most}; {many} streams"
                 values[f"babilong-qa{env['task']}-{length}"] = (each, "%", about)
-    recipes = {r.get("recipe", "") for r in results}
-    made_by = recipes.pop() if len(recipes) == 1 else ""
+    made_by = common(r.get("recipe", "") for r in results)
     rows = []
     for claim, (each, unit, about) in values.items():
         tested = "" if "streams" in about else f"{results[0]['n']} {results[0]['counted']}"
