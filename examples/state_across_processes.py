@@ -27,7 +27,7 @@ def second(folder: Path) -> None:
     memory = model()
     memory.load_state_dict(load_file(folder / "memory.safetensors"))
     state = state_from_dict(load_file(folder / "state.safetensors"), memory.initial_state(1))
-    y, state = memory(load_file(folder / "rest.safetensors")["x"], state)
+    y, state = memory(load_file(folder / "rest.safetensors")["x"].clone(), state)
     save_file({"y": y.detach().contiguous()} | state_to_dict(state, "state"), folder / "answer.safetensors")
 
 

@@ -267,7 +267,7 @@ def state_from_dict(flat: dict[str, Tensor], like: State, prefix: str = "") -> S
             raise ValueError(f"state: no tensor {prefix!r} among {', '.join(sorted(flat)) or 'none'}")
         if flat[prefix].shape[1:] != like.shape[1:]:
             raise ValueError(f"state: {prefix} expected [B, *{list(like.shape[1:])}], got {list(flat[prefix].shape)}")
-        return flat[prefix].to(like)
+        return flat[prefix].to(like, copy=True)  # memory of its own: sums can depend on where a file's numbers lie
     names = getattr(like, "_fields", None) or [str(i) for i in range(len(like))]
     parts = [
         state_from_dict(flat, part, f"{prefix}.{name}" if prefix else name)

@@ -24,6 +24,7 @@ from nestmem.memory.base import Aux, Fields, MemorySpec
 from nestmem.memory.registry import register
 
 EPS = 1e-6
+TIE = 1e-5  # usage that differs by less is alike
 
 
 class DNCState(NamedTuple):
@@ -96,7 +97,9 @@ class DNC(Addressed):
 def allocation(usage: Tensor) -> Tensor:
     """Where there is room: usage [B, N] in [0, 1] to write weights [B, N], most of them on the freest slot."""
     usage = EPS + (1 - EPS) * usage
-    rising, order = torch.sort(usage, dim=-1, stable=True)
+    # Slots that are equally used but for rounding go by their number: else the machine, or the size of the batch, would choose.
+    order = (usage.detach() / TIE).round().argsort(stable=True, dim=-1)
+    rising = usage.gather(-1, order)
     logs = rising.log()
     room = (1 - rising) * (logs.cumsum(-1) - logs).exp()
     return room.gather(-1, order.argsort(-1))

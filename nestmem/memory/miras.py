@@ -24,6 +24,7 @@ from nestmem.memory.registry import register
 from nestmem.memory.titans import NeuralMemory
 
 SMOOTH = 1e-6  # |a| is sqrt(a^2 + SMOOTH), so that it has a derivative at 0
+LARGE = 1e6  # an error beyond it counts as this: its powers would overflow in 32 bits
 
 
 def huber(error: Tensor, threshold: Tensor) -> Tensor:
@@ -36,7 +37,10 @@ def power(p: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Gradient of sum |error|^p / p. For p = 2 the error itself."""
 
     def gradient(error: Tensor, threshold: Tensor) -> Tensor:
-        return error if p == 2 else error * (error.square() + SMOOTH) ** (p / 2 - 1)
+        if p == 2:
+            return error
+        error = error.clamp(-LARGE, LARGE)
+        return error * (error.square() + SMOOTH) ** (p / 2 - 1)
 
     return gradient
 
