@@ -196,11 +196,8 @@ class Haystack:
         *body, question = self.story(split, length, chance)
         facts = [line for line in body if not line.answer]
         room = length - sum(len(line.words) for line in (*facts, question))
-        if split == "train":
-            asked = _some(body, room * chance.random(), chance)
-            body = [line for i, line in enumerate(body) if not line.answer or i in asked]
-        else:
-            body = facts
+        asked = _some(body, room * chance.random(), chance) if split == "train" else set()
+        body = [line for i, line in enumerate(body) if not line.answer or i in asked]
         room = length - sum(len(line.words) for line in (*body, question))
         filler = self._filler(split, room, chance)
         places = sorted(chance.randrange(len(filler) + 1) for _ in body)
