@@ -56,7 +56,7 @@ STORIES = {
         "HMT, segments of 64 words",
     ),
 }
-LONGER = {  # two facts take longer than one; three, whose stories are long, were not run yet
+LONGER = {  # two facts take longer than one; three have longer stories, too
     1: [],
     2: ["trainer.steps=5000", "trainer.lr=3e-3"],
     3: ["trainer.steps=5000", "trainer.lr=3e-3", "env.steps=[32,512]"],
