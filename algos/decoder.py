@@ -187,12 +187,7 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def track(self, state: DecoderState) -> None:
         """Once an update: leaky averages follow where they rest (`nestmem.memory.leaky`)."""
-        parts = getattr(self.layers, "parts", ())
-        for part, held in zip(parts, state.memory if parts else (), strict=True):
-            for level, of in zip(
-                getattr(part, "parts", [part]), held if hasattr(part, "parts") else [held], strict=False
-            ):
-                track(level, of)
+        track(self.layers, state.memory)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

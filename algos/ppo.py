@@ -18,10 +18,11 @@ from torch import Tensor
 
 from algos.agent import Agent, Seen
 from envs.trials import Trials
+from nestmem.memory.base import State
 
 
 class Rollout(NamedTuple):
-    """N whole trials. reset [N, T]: where the memory was told that an episode begins (None: never)."""
+    """N whole trials. reset [N, T]: where the memory was told that an episode begins (None: never). end: its state after all."""
 
     seen: Seen
     actions: Tensor  # [N, T] or [N, T, A]
@@ -32,10 +33,12 @@ class Rollout(NamedTuple):
     hidden: Tensor  # [N, T, H] what the task was, in numbers, in families that have them
     success: Tensor  # [N, T] whether the goal was met, in families that have one; else zero
     regret: Tensor  # [N, T] see `envs.trials`; zero in families that do not know it
+    end: State = ()
 
     def rows(self, index: Tensor) -> Rollout:
+        """Some of the trials, without `end`."""
         seen = Seen(*(part[index] for part in self.seen))
-        return Rollout(seen, *(None if part is None else part[index] for part in self[1:]))
+        return Rollout(seen, *(None if part is None else part[index] for part in self[1:-1]))
 
 
 @torch.no_grad()
@@ -103,8 +106,8 @@ def collect(
             (paid - moments[-2].rewards)[:, None] if compared else nothing,
         )
     whole = Seen(*(torch.stack(parts, 1) for parts in zip(*(moment.seen for moment in moments), strict=True)))
-    rest = (torch.stack(parts, 1) for parts in zip(*(moment[1:] for moment in moments), strict=True))
-    found = Rollout(whole, *rest)
+    rest = (torch.stack(parts, 1) for parts in zip(*(moment[1:-1] for moment in moments), strict=True))
+    found = Rollout(whole, *rest, end=state)
     return found if clear == "episode" else found._replace(reset=None)
 
 

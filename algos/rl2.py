@@ -36,6 +36,7 @@ from envs.meta_world_sweeps import open_loop
 from envs.reach import Reach
 from envs.trials import Array, Trials
 from nestmem.errors import UserError
+from nestmem.memory.leaky import track
 from nestmem.probes import mean_interval
 
 ALGOS = ("rl2",)
@@ -119,6 +120,7 @@ class RL2Problem:
             if algo.max_kl and sum(step["kl"] for step in last) / len(last) > algo.max_kl:
                 break
         self.learner.see(found.seen)
+        track(self.learner.memory, found.end)
         metrics = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         metrics |= {"reward": float(found.rewards.mean()), "explained": float(explained)}
         return metrics | self.reached(found)

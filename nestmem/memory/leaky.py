@@ -108,8 +108,10 @@ class Leaky(Memory):
 
 
 def track(memory: Memory, state: State) -> None:
-    """`Leaky.track` of a memory, or of the leaky levels of a nested one: call it after every update."""
+    """`Leaky.track` of a memory, or of the levels or parts it is made of: call it after every update."""
     if isinstance(memory, Leaky):
         memory.track(state)
     for level, held in zip(getattr(memory, "levels", ()), getattr(state, "levels", ()), strict=True):
         track(level, held)
+    for part, held in zip(getattr(memory, "parts", ()), state, strict=False):  # a part's state comes before anything else
+        track(part, held)

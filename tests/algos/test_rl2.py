@@ -20,7 +20,8 @@ from envs.trials import Trials
 from nestmem.cli import main
 from nestmem.errors import UserError
 from nestmem.memory import registry
-from tests.runs import cut, fitted, left
+from nestmem.memory.leaky import Leaky
+from tests.runs import Updates, cut, fitted, left
 
 SMALL = [
     "algo.width=16", "trainer.steps=6", "trainer.tasks=32", "trainer.eval_tasks=50", "trainer.test_tasks=60",
@@ -280,6 +281,14 @@ def test_learning_credits_the_goal_and_the_agent_is_told_rewards():
     assert (found.seen.paid[:, 1:, 0] == found.rewards[:, :-1]).all()
     with pytest.raises(UserError, match="expected 0, as this env has no goal to meet"):
         build.problem(configure([*TINY, "algo.bonus=1", "run=unused"]))
+
+
+@pytest.mark.parametrize("memory", ["nested_leaky", "nested_fed"])
+def test_leaky_levels_follow_where_their_averages_rest(memory):
+    problem = build.problem(configure([*TINY, f"memory={memory}", "run=unused"]))
+    Updates(problem).update()
+    leaky = [part for part in problem.learner.memory.modules() if isinstance(part, Leaky)]
+    assert leaky and all(part.centre.abs().min() > 0 for part in leaky)
 
 
 def test_credit_by_regret_needs_an_env_that_knows_it():
