@@ -113,5 +113,6 @@ def track(memory: Memory, state: State) -> None:
         memory.track(state)
     for level, held in zip(getattr(memory, "levels", ()), getattr(state, "levels", ()), strict=True):
         track(level, held)
-    for part, held in zip(getattr(memory, "parts", ()), state, strict=False):  # a part's state comes before anything else
+    # The states of parts come first in what a compound holds.
+    for part, held in zip(getattr(memory, "parts", ()), state, strict=False):
         track(part, held)
