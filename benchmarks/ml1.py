@@ -30,8 +30,10 @@ from nestmem.memory.base import state_bytes
 from nestmem.probes import mean_interval, ratio_interval
 
 ROOT = Path("runs/ml1")
-FED = "RL2, nested (LSTM, fast weights, leaky)"
+NESTED = "RL2, nested (LSTM, leaky averages)"
 GATED = "RL2, nested (LSTM, episodes, slow weights, behind a gate)"
+# Beside the LSTM of the flat one, averages over some ten steps and over some hundred.
+LEAKY = ["memory.hidden=96", "memory.reset_every=0", "memory.middle=32"]
 RUNS: dict[str, tuple[list[str], str]] = {
     "lstm": (["experiment=ml1_reach"], "RL2, LSTM"),
     "lstm-plain": (
@@ -39,7 +41,8 @@ RUNS: dict[str, tuple[list[str], str]] = {
         "RL2, LSTM, not told the goal in training",
     ),
     "lstm-given-away": (["experiment=ml1_reach", "env.mixed=false"], "RL2, LSTM, things give training goals away"),
-    "nested": (["experiment=ml1_reach", "memory=nested_fed"], FED),
+    "nested": (["experiment=ml1_reach", "memory=nested_leaky", *LEAKY], NESTED),
+    "fed": (["experiment=ml1_reach", "memory=nested_fed"], "RL2, nested (LSTM, fast weights, leaky averages)"),
     "gated": (["experiment=ml1_reach", "memory=nested", "memory.reset_every=0"], GATED),
     "lstm-rewards": (["experiment=ml1_reach", "algo.bonus=0"], "RL2, LSTM, being there counts for nothing"),
     "maml": (["experiment=maml_ml1"], "MAML"),
