@@ -113,7 +113,7 @@ class MetaWorld:
     benchmark: str = "ML1"  # ML10, ML45
     task: str = "reach-v3"  # of ML1; several, separated by commas, are dealt to the tasks of a trial in turn
     tasks: int = 1  # hidden tasks of a trial
-    visits: int = 1  # to each of them, in random order
+    visits: int = 1  # to each of them, in rounds of random order
     episodes: int = 10  # of a visit
     horizon: int = 150  # steps of an episode, at most 500
     goals: int = 50  # of each task, in training as in validation and test
@@ -132,10 +132,13 @@ class Reach:
     """Meta-World's hidden goal for a point instead of an arm, for algo=rl2; see envs/reach.py."""
 
     name: str = "reach"
-    episodes: int = 5
+    tasks: int = 1  # hidden goals of a trial
+    visits: int = 1  # to each of them, in rounds of random order
+    episodes: int = 5  # of a visit
     horizon: int = 100  # steps of an episode
     goals: int = 50  # in training as in validation and test
     mixed: bool = True  # places of what lies about and goals of training tasks are paired anew in every trial
+    bits: int = 0  # of a barcode that names the task of a visit; 0: nothing does
     seed: int = 0  # of the goals, not of the run
     adapt: int = 10  # episodes of a test trial before those that are scored
     scored: int = 3

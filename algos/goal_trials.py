@@ -18,6 +18,7 @@ import numpy as np
 
 from algos import figures
 from algos.problem import Judged
+from envs.returning import nth_visit
 from envs.trials import Array, Trials
 from nestmem.probes import bootstrap_interval, mean_interval, ratio_interval
 
@@ -150,10 +151,7 @@ def judge_visits(problem: RL2Problem, split: str, trials: int) -> Judged:
 
 def visits(env: Any, returns: Array) -> Array:
     """Mean return of an episode [N, E] by how often its task was visited before: [N, visits]."""
-    order = np.repeat(env.order, env.stay, 1)  # the task of every episode
-    nth = np.stack(
-        [[(row[: i // env.stay * env.stay] == row[i]).sum() // env.stay for i in range(len(row))] for row in order]
-    )
+    nth = np.repeat(nth_visit(env.order), env.stay, 1)
     return np.stack([(returns * (nth == i)).sum(1) / (nth == i).sum(1) for i in range(env.visits)], 1)
 
 

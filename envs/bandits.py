@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium.spaces import Discrete, MultiBinary
 
+from envs.returning import barcodes, check_barcodes, nth_visit, rounds, spelled
 from envs.trials import Array, Trials
 from nestmem.errors import UserError
 
@@ -63,8 +64,7 @@ class Barcodes(Trials):
         for name, value, least in (("arms", arms, 2), ("tasks", tasks, 1), ("visits", visits, 1), ("bits", bits, 1)):
             if value < least:
                 raise UserError(f"{name}: expected at least {least}, got {value}")
-        if bits > 20 or tasks > 2**bits:
-            raise UserError(f"bits: expected at most 20, and 2^bits barcodes for {tasks} tasks, got {bits}")
+        check_barcodes("bits", bits, tasks)
         super().__init__(trials, tasks * visits, pulls, MultiBinary(bits), Discrete(arms))
         self.tasks, self.visits, self.arms, self.bits, self.shuffled, self.cue = (
             tasks,
@@ -78,29 +78,14 @@ class Barcodes(Trials):
 
     def sample(self) -> None:
         rng, n = self.np_random, self.num_envs
-        # Different barcodes in a trial: where two agree, those of the trial are drawn again.
-        self.codes = rng.integers(2**self.bits, size=(n, self.tasks))
-        while (same := (np.diff(np.sort(self.codes, 1), axis=1) == 0).any(1)).any():
-            self.codes[same] = rng.integers(2**self.bits, size=(same.sum(), self.tasks))
+        self.codes = barcodes(rng, n, self.tasks, self.bits)
         self.good = rng.integers(self.arms, size=(n, self.tasks))
         self.lost = (HIGH - LOW) * (np.arange(self.arms) != self.good[..., None])
-        self.order = self._rounds()
+        self.order = rounds(rng, n, self.tasks, self.visits)
         self.shown = rng.permuted(self.order, axis=1) if self.shuffled else self.order
 
-    def _rounds(self) -> Array:
-        """Every task once in each round, a round not beginning with the last task of the one before: [N, episodes]."""
-        each = np.tile(np.arange(self.tasks), (self.num_envs, 1))
-        rounds = [self.np_random.permuted(each, axis=1)]
-        while len(rounds) < self.visits:
-            following = self.np_random.permuted(each, axis=1)
-            while self.tasks > 1 and (again := following[:, 0] == rounds[-1][:, -1]).any():
-                following[again] = self.np_random.permuted(following[again], axis=1)
-            rounds.append(following)
-        return np.concatenate(rounds, 1)
-
     def observe(self) -> Array:
-        codes = self.codes[self.rows, self.shown[:, self.episode]]
-        return (codes[:, None] >> np.arange(self.bits) & 1).astype(np.int8)
+        return spelled(self.codes[self.rows, self.shown[:, self.episode]], self.bits)
 
     def act(self, actions: Array) -> Array:
         self.regret = self.hidden()[self.rows, actions]
@@ -115,5 +100,4 @@ class Barcodes(Trials):
 
     def visit(self) -> Array:
         """How often the task of each episode was met before, in the trial: [N, episodes]."""
-        same = self.order[:, :, None] == self.order[:, None]
-        return np.tril(same, -1).sum(2)
+        return nth_visit(self.order)

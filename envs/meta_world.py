@@ -5,9 +5,9 @@ five others. Goals are drawn here and not by the package: its registered `Meta-W
 (release 3.1.1), and it draws from the global generator. A task is drawn by the simulator's own rule from a generator of (seed,
 split, name), so the goals of two splits never meet. Validation goals of ML10 and ML45 are new ones of the training tasks.
 
-A trial holds `tasks` hidden tasks, each visited `visits` times for `episodes` episodes, in random order; 1, 1 and 10 is plain ML1.
-Several names are dealt to the tasks in turn: a sequence of ML1 tasks that recurs. drift moves a task a little before it returns.
-bits: a barcode names the task of a visit, as in `envs.bandits.Barcodes`. Rewards are 0 to 10. Goals are not observed.
+A trial holds `tasks` hidden tasks, each visited `visits` times, in rounds of random order; a visit is `episodes` episodes, and 1, 1
+and 10 is plain ML1. Several names are dealt to the tasks in turn: a sequence of ML1 tasks that recurs. drift moves a task a little
+before it returns. bits: a barcode names the task of a visit (envs/returning.py). Rewards are 0 to 10. Goals are not observed.
 Legend: N trials, 39 numbers of an observation, 4 of an action.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from envs.film import Film
 from envs.meta_world_simulator import Snapshot, package, restore, simulator, snapshot
+from envs.returning import barcodes, check_barcodes, rounds, spelled
 from envs.simulated import Simulated
 from envs.trials import Array
 from nestmem.errors import UserError
@@ -79,8 +80,8 @@ class MetaWorld(Simulated):
             raise UserError(f"env.horizon: expected 1 to {LONGEST} steps, got {horizon}")
         if drift < 0:
             raise UserError(f"env.drift: expected metres of at least 0, got {drift}")
-        if bits and (bits > 20 or 2**bits < tasks):
-            raise UserError(f"env.bits: expected at most 20, and 2^bits barcodes for {tasks} tasks, got {bits}")
+        if bits:
+            check_barcodes("env.bits", bits, tasks)
         self.names = names(benchmark, task, split)
         self.tasks, self.visits, self.drift, self.cue, self.split = tasks, visits, drift, bits, split
         self.stay = episodes  # episodes of a visit
@@ -110,10 +111,9 @@ class MetaWorld(Simulated):
                 turn = [(row * self.tasks + i) // len(self.names) for i in range(self.tasks)]
                 picked = [pool[name][k % self.goals] for name, k in zip(mine, turn, strict=True)]
             self.tasks_of.append(picked)
-        visits = np.tile(np.repeat(np.arange(self.tasks), self.visits), (n, 1))
-        self.order = rng.permuted(visits, axis=1)  # [N, visits of a trial]
+        self.order = rounds(rng, n, self.tasks, self.visits)  # [N, visits of a trial]
         if self.cue:
-            self.codes = np.stack([rng.choice(2**self.cue, self.tasks, replace=False) for _ in range(n)])
+            self.codes = barcodes(rng, n, self.tasks, self.cue)
         self.walks = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=n)]
         self.visit = -1
 
@@ -141,9 +141,8 @@ class MetaWorld(Simulated):
     def observe(self) -> Array:
         if not self.cue:
             return self.seen.copy()
-        codes = self.codes[self.rows, self.order[:, self.visit]]
-        bits = 2 * (codes[:, None] >> np.arange(self.cue) & 1) - 1
-        return np.concatenate([self.seen, bits.astype(np.float32)], 1)
+        code = spelled(self.codes[self.rows, self.order[:, self.visit]], self.cue)
+        return np.concatenate([self.seen, 2 * code.astype(np.float32) - 1], 1)
 
     def hidden(self) -> Array:
         """Where the goal is, from the middle of where it can be."""

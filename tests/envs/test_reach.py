@@ -47,9 +47,30 @@ def test_a_saved_env_goes_on_with_the_same_goals():
     assert (env.goal == other.goal).all() and (env.thing == other.thing).all()
 
 
+def test_goals_come_back_with_their_barcodes():
+    env = Reach(50, tasks=3, visits=2, episodes=2, horizon=2, bits=6)
+    observation, _ = env.reset(seed=0)
+    goals, codes = [], []
+    for _ in range(env.episodes):
+        goals.append(env.goal)
+        codes.append(observation[:, 8:])
+        for _ in range(env.horizon):
+            observation, *_ = env.step(np.zeros((50, 3)))
+    goals, codes = np.stack(goals, 1)[:, ::2], np.stack(codes, 1)[:, ::2]  # of visits, which are two episodes each
+    assert env.episodes == 12 and set(np.unique(codes)) == {-1, 1}
+    same = env.order[:, :, None] == env.order[:, None]
+    assert ((goals[:, :, None] == goals[:, None]).all(-1) >= same).all(), "a task keeps its goal"
+    assert ((codes[:, :, None] == codes[:, None]).all(-1) == same).all(), "and has a barcode of its own"
+    assert (np.sort(env.order[:, :3], 1) == np.arange(3)).all() and (env.order[:, 2] != env.order[:, 3]).all()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"split": "dev"}, "split: expected one of train"), ({"goals": 0}, "env.goals: expected at least 1")],
+    [
+        ({"bits": 1, "tasks": 3}, "env.bits: expected at most 20, and 2\\^bits barcodes for 3 tasks, got 1"),
+        ({"split": "dev"}, "split: expected one of train"),
+        ({"goals": 0}, "env.goals: expected at least 1"),
+    ],
 )
 def test_mistakes_are_one_sentence(options, says):
     with pytest.raises(UserError, match=says):
