@@ -70,11 +70,11 @@ class Associative(Memory):
     def run_writing(self, x: Tensor, state: Any, wanted: Tensor) -> tuple[Tensor, Any, Aux]:
         """`run` that reads at every step, but leaves the memory as it was where `wanted` [B, T] is False."""
         ys, auxes = [], []
-        for t in range(x.shape[1]):
-            item = Item(*self.binding.split(state.pending), self.binding.outcome(x[:, t]))
-            state = where_rows(wanted[:, t], self.write(item, state), state)
-            y, aux = self.read(x[:, t], state)
-            state = state._replace(pending=self.binding.address(x[:, t]))
+        for token, due in zip(x.unbind(1), wanted.unbind(1), strict=True):
+            item = Item(*self.binding.split(state.pending), self.binding.outcome(token))
+            state = where_rows(due, self.write(item, state), state)
+            y, aux = self.read(token, state)
+            state = state._replace(pending=self.binding.address(token))
             ys.append(y)
             auxes.append(aux)
         return torch.stack(ys, 1), state, stack_aux(auxes)

@@ -141,8 +141,8 @@ class Memory(nn.Module):
         Here: the loop itself, for memories that have no faster form.
         """
         ys, auxes = [], []
-        for t in range(x.shape[1]):
-            y, state, aux = self.step(x[:, t], state)
+        for token in x.unbind(1):
+            y, state, aux = self.step(token, state)
             ys.append(y)
             auxes.append(aux)
         return torch.stack(ys, 1), state, stack_aux(auxes)

@@ -111,8 +111,8 @@ class EpLSTM(Memory):
         recalled, aux = self._recall(context, state)
         driven = x @ self.w_ih.T + self.bias
         h, c, hs = state.h, state.c, []
-        for t in range(x.shape[1]):
-            h, c = self._cell(driven[:, t], h, c, recalled[:, t])
+        for now, then in zip(driven.unbind(1), recalled.unbind(1), strict=True):
+            h, c = self._cell(now, h, c, then)
             hs.append(h)
         end = state._replace(h=h, c=c, context=context[:, -1], step=state.step + x.shape[1])
         return self._token(torch.stack(hs, 1)), end, aux

@@ -94,8 +94,8 @@ class LSTM(Memory):
         step_by_step = self.kernel == "loop" or traced(x) or traced(self.w_hh)
         if step_by_step or (self.reset_every and bool((state.step != state.step[0]).any())):
             steps = []
-            for t in range(x.shape[1]):
-                state = self.write(x[:, t], state)
+            for token in x.unbind(1):
+                state = self.write(token, state)
                 steps.append(state.h)
             hs = torch.stack(steps, 1)
         elif not self.reset_every:

@@ -98,16 +98,18 @@ class TensorProduct(Associative):
     def run(self, x: Tensor, state: TensorProductState) -> tuple[Tensor, TensorProductState, Aux]:
         """Features depend on no state, so they are made for all steps at once; only the map goes step by step."""
         items = self.items(x, state.pending)
-        wanted = arrived(items)[..., None, None]
+        wanted = arrived(items)[..., None]
         written = self.features(items.key, items.cue)
         addresses = self.binding.address(x)
         asked = self.features(*self.binding.split(addresses))
         w, raws = state.w, []
-        for t in range(x.shape[1]):
-            held, phi = self._unpack(w), written[:, t]
-            error = items.outcome[:, t, None] - phi[:, None] @ held
-            w = self._pack(held + wanted[:, t] * phi[..., None] * error / (1 + self.ridge))
-            raws.append((asked[:, t, None] @ self._read_weights(w))[:, 0])
+        # unbind, not an index: the gradient of an index is as long as the sequence, at every step
+        steps = zip(*(part.unbind(1) for part in (written, items.outcome, wanted, asked)), strict=True)
+        for phi, outcome, arrives, query in steps:
+            held = self._unpack(w)
+            error = outcome[:, None] - phi[:, None] @ held
+            w = self._pack(held + arrives[..., None] * phi[..., None] * error / (1 + self.ridge))
+            raws.append((query[:, None] @ self._read_weights(w))[:, 0])
         y, aux = self._answer(torch.stack(raws, 1))
         return y, TensorProductState(w, addresses[:, -1]), aux
 
