@@ -31,7 +31,6 @@ from nestmem.probes import mean_interval, ratio_interval
 
 ROOT = Path("runs/ml1")
 NESTED = "RL2, nested (LSTM, leaky averages)"
-GATED = "RL2, nested (LSTM, episodes, slow weights, behind a gate)"
 # Beside the LSTM of the flat one, averages over some ten steps and over some hundred.
 LEAKY = ["memory.hidden=96", "memory.reset_every=0", "memory.middle=32"]
 RUNS: dict[str, tuple[list[str], str]] = {
@@ -42,8 +41,6 @@ RUNS: dict[str, tuple[list[str], str]] = {
     ),
     "lstm-given-away": (["experiment=ml1_reach", "env.mixed=false"], "RL2, LSTM, things give training goals away"),
     "nested": (["experiment=ml1_reach", "memory=nested_leaky", *LEAKY], NESTED),
-    "fed": (["experiment=ml1_reach", "memory=nested_fed"], "RL2, nested (LSTM, fast weights, leaky averages)"),
-    "gated": (["experiment=ml1_reach", "memory=nested", "memory.reset_every=0"], GATED),
     "lstm-rewards": (["experiment=ml1_reach", "algo.bonus=0"], "RL2, LSTM, being there counts for nothing"),
     "maml": (["experiment=maml_ml1"], "MAML"),
     "anil": (["experiment=maml_ml1", "algo.adapt=head"], "ANIL"),
