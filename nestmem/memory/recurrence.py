@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from nestmem.memory import kernels
 from nestmem.memory.associative import MultiHead, arrived
-from nestmem.memory.base import Aux, Fields, Item, MemorySpec, Regression
+from nestmem.memory.base import Aux, Fields, Item, Lifetime, MemorySpec, Regression
 from nestmem.memory.registry import register
 
 Decay = Literal["none", "fixed", "scalar", "channel"]
@@ -60,6 +60,7 @@ class LinearMemory(MultiHead):
 
     heads: H. chunk: tokens `run` solves at once; it changes speed alone. slowest: the largest time constant of fixed decays,
     in steps. micro: N; above 1 the further keys and outcomes of a token are learned maps of its own, and rates reach to 2.
+    lifetime: what the map outlives, see `MemorySpec`.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class LinearMemory(MultiHead):
         chunk: int = 32,
         slowest: float = 256.0,
         micro: int = 1,
+        lifetime: Lifetime = "episode",
     ):
         super().__init__(d_model, fields, heads, key_size)
         if micro < 1 or (micro > 1 and rule != "delta"):
             raise ValueError(f"micro: expected 1, or more with the rule delta, got {micro} with {rule}")
         self.spec = MemorySpec(
-            role="working", lifetime="episode", regression=Regression(WEIGHTS[decay], "linear", SOLVERS[rule])
+            role="working", lifetime=lifetime, regression=Regression(WEIGHTS[decay], "linear", SOLVERS[rule])
         )
         self.decay, self.rule, self.chunk, self.micro = decay, rule, chunk, micro
         key, outcome = self.address_size, self.binding.outcome_size
