@@ -21,13 +21,11 @@ QUIET = 0.1
 
 
 @register("nested_kept")
-def nested_kept(
-    d_model: int, fields: Fields | None = None, hidden: int = 96, key_size: int = 64, heads: int = 1
-) -> Stack:
+def nested_kept(d_model: int, fields: Fields | None = None, hidden: int = 96, key_size: int = 64) -> Stack:
     """LSTM, and fast weights that outlive its episodes.
 
-    hidden: of the LSTM. key_size, heads: of the fast weights.
+    hidden: of the LSTM. key_size: of the fast weights.
     """
-    kept = LinearMemory(d_model, decay="none", rule="delta", heads=heads, key_size=key_size, lifetime="life")
+    kept = LinearMemory(d_model, decay="none", rule="delta", key_size=key_size, lifetime="life")
     nn.init.constant_(kept.gain, QUIET)
     return Stack([LSTM(d_model, hidden=hidden), kept], fields)
