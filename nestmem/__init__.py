@@ -17,7 +17,7 @@ from nestmem.consolidation import average_, distill, hebb, replay, reptile
 from nestmem.errors import UserError
 from nestmem.fed import nested_fed
 from nestmem.hope import SelfModifying
-from nestmem.kept import nested_kept
+from nestmem.kept import Kept
 from nestmem.memory import miras
 from nestmem.memory.attention import Window
 from nestmem.memory.base import (
@@ -85,6 +85,7 @@ __all__ = [
     "Fields",
     "Gated",
     "Item",
+    "Kept",
     "Leaky",
     "LinearMemory",
     "Memory",
@@ -108,7 +109,6 @@ __all__ = [
     "memories",
     "miras",
     "nested_fed",
-    "nested_kept",
     "register",
     "replay",
     "reptile",
