@@ -1,4 +1,5 @@
-"""Claims bandit-N-5, mdp-N and barcode-second-visit: what RL^2 gets in trials of tasks it never saw, beside policies made for them.
+"""Claims bandit-N-5, mdp-N, barcode-second-visit, first-visit-rl and recurrence-savings-rl: what RL^2 gets in trials of tasks it
+never saw, beside policies made for them.
 
     python -m benchmarks.rl2 train NAME SEED [OPTION=VALUE]...   one run into runs/rl2 (goes on if interrupted)
     python -m benchmarks.rl2 collect [NAME]...                   test the newest weights of these runs, or of all; finished or not;
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -25,7 +27,7 @@ from envs.bandit_baselines import optimum
 from envs.bandits import Barcodes
 from envs.trials import Trials
 from nestmem.memory.base import state_bytes
-from nestmem.probes import mean_interval
+from nestmem.probes import geometric_ratio, mean_interval
 
 ROOT = Path("runs/rl2")
 RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
@@ -42,6 +44,7 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
         ["experiment=barcode", "algo.start={barcode}", "algo.entropy=5e-4", "trainer.lr=1e-3", "trainer.steps=40"],
         "RL2, second stage, nested",
     ),
+    "barcode-kept": ("barcode", ["experiment=barcode", "memory=nested_kept"], "RL2, LSTM beside kept fast weights"),
     "barcode-lstm": ("barcode", ["experiment=barcode", "memory=lstm"], "RL2, LSTM"),
     "barcode-eplstm": ("barcode", ["experiment=barcode", "memory=eplstm"], "RL2, episodic LSTM"),
 }
@@ -52,6 +55,9 @@ PUBLISHED = {
     "mdp-10": [("RL2, TRPO-GRU", 156.2), ("PSRL", 138.1), ("BEB", 150.2)],
     "mdp-25": [("RL2, TRPO-GRU", 445.7), ("PSRL", 408.8), ("OPSRL", 425.2)],
 }
+
+
+PULLS = {"1": "first-visit-rl", "2": "recurrence-savings-rl"}
 
 
 def train(name: str, seed: str, extra: list[str]) -> None:
@@ -105,6 +111,12 @@ def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str
                 each = {seed: values[visit] for seed, values in regrets.items()}
                 method = f"{title}{control}, visit {visit + 1}"
                 rows.append(seeded("rl2", "barcode-regret", method, each, made_by, unit="per pull"))
+        for visit in range(one.problem.env.visits):
+            each = {seed: pulls_to_most(*game, visit) for seed, game in tested.items()}
+            method = f"{title}, visit {visit + 1}"
+            rows.append(
+                seeded("rl2", "barcode-pulls", method, each, made_by, unit="pulls", note="to 90 % of the best arm")
+            )
     if not any((r["claim"], r["method"]) == (claim, "random") for r in load("rl2")):
         rows += _policies(one.problem, claim)
     source = "Duan et al. 2016, as listed by github.com/lucaslingle/pytorch_rl2"
@@ -112,15 +124,32 @@ def measured(claim: str, title: str, trainers: dict[Path, Any]) -> list[dict[str
     return rows + [row(claim, f"published: {who}", value, unit="return", n=0, note=source) for who, value in published]
 
 
+def pulls_to_most(env: Barcodes, rewards: Any, visit: int) -> float:
+    """Pulls until the mean reward is at least 90 % of the best arm's, one more than a visit has if it never is."""
+    paid = rewards.reshape(len(rewards), env.episodes, env.horizon)[env.visit() == visit].mean(0)
+    return float(np.argmax([*(paid >= 0.9 * env.known().max() / env.horizon), True])) + 1
+
+
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Regret on a second visit over the LSTM's, for every memory and seed that both have."""
-    second = {r["method"].removesuffix(", visit 2"): r for r in rows if r["method"].endswith(", visit 2")}
-    flat = second.get("RL2, LSTM", {}).get("each", {})
+    """For memories and seeds that have an LSTM beside them: their regret on a second visit over its, and its pulls over theirs."""
+    by_visit = {
+        (r["claim"], *r["method"].rsplit(", visit ", 1)): r.get("each", {}) for r in rows if ", visit " in r["method"]
+    }
     found = []
-    for method, r in second.items():
-        shared = {seed: value / flat[seed] for seed, value in r.get("each", {}).items() if seed in flat}
-        if shared and "LSTM" not in method.split(", ")[1:2] and "shuffled" not in method:
+    for claim, method, visit in by_visit:
+        flat, each = by_visit.get((claim, "RL2, LSTM", visit), {}), by_visit[claim, method, visit]
+        seeds = sorted(flat.keys() & each.keys())
+        if not seeds or "shuffled" in method or "RL2, LSTM" in method:
+            continue
+        if claim == "barcode-regret" and visit == "2":
+            shared = {seed: each[seed] / flat[seed] for seed in seeds}
             found.append(seeded("rl2", "barcode-second-visit", f"{method} over LSTM", shared, "", unit="ratio"))
+        if claim == "barcode-pulls" and visit in PULLS:
+            i = geometric_ratio([flat[seed] for seed in seeds], [each[seed] for seed in seeds], paired=True)
+            low, high = (i.low, i.high) if i.n > 1 else (None, None)
+            found.append(
+                row(PULLS[visit], f"LSTM over {method}, barcodes", i.mean, low=low, high=high, n=i.n, unit="ratio")
+            )
     return found
 
 
