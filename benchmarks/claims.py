@@ -40,7 +40,7 @@ STORE = "LSTM + episodic, 8-bit keys"
 MARGIN, BEYOND = "nested minus the best flat", ("14-20", "21-30", "31+")  # the last: gaps beyond the slots
 
 PACE = "updates of the flat LSTM over nested"
-ML1 = "RL2, LSTM"
+ML1, ML1_NESTED = "RL2, LSTM", "RL2, nested (LSTM, leaky averages)"
 
 # Goal of each claim and the method it is about ("": all of them). The rest of a claim's rows are peers and controls.
 GOALS: dict[str, tuple[Goal, str]] = {
@@ -67,7 +67,7 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "mdp-10": (at_least(156.2), "RL2, linear attention"),
     "mdp-25": (at_least(445.7), "RL2, linear attention"),
     **{claim: (at_least(goal), ML1) for claim, goal in (("ml1-reach-any", 90), ("ml1-reach-final", 70))},
-    "ml1-reach-adaptation": (("interval above 1", lambda row: (row["low"] or 0) > 1), ML1),
+    "ml1-reach-adaptation": (("interval above 1", lambda row: (row["low"] or 0) > 1), ML1_NESTED),
     "rl2-vs-sb3-bandit": (at_least(2), ""),
     "rl2-vs-sb3-ml1": (at_least(1), ""),
     "rollout-efficiency": (at_least(80), ""),

@@ -44,7 +44,14 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
         ["experiment=barcode", "algo.start={barcode}", "algo.entropy=5e-4", "trainer.lr=1e-3", "trainer.steps=40"],
         "RL2, second stage, nested",
     ),
-    "barcode-kept": ("barcode", ["experiment=barcode", "memory=nested_kept"], "RL2, LSTM beside kept fast weights"),
+    "barcode-kept": (
+        "barcode",
+        [
+            *("experiment=barcode", "memory=nested_kept", "memory.key_size=256"),
+            *("algo.credit=regret", "algo.baseline=informed", "algo.minibatches=8"),
+        ],
+        "RL2, LSTM beside kept fast weights",
+    ),
     "barcode-lstm": ("barcode", ["experiment=barcode", "memory=lstm"], "RL2, LSTM"),
     "barcode-eplstm": ("barcode", ["experiment=barcode", "memory=eplstm"], "RL2, episodic LSTM"),
 }

@@ -1,9 +1,11 @@
 """Kept: a nested memory for tasks that come back, an LSTM that forgets between visits beside fast weights that do not.
 
     a_t = LSTM(x_t);  S <- S + b k_{t-1} (a_t - S^T k_{t-1})^T;  y_t = a_t + sigmoid(W [x_t, a_t]) * V S^T k_t
-The fast weights S bind what the LSTM has made of a task to the cue it was met under, k_t = tanh(U cue_t), by the delta rule and
-without decay (DeltaNet, Yang et al. 2024), and outlive an episode. As in the episodic LSTM (`eplstm`) a gate says how much of
-what comes back is heard; unlike there gradients go through S from one visit to the next, so what is worth keeping is learned.
+The fast weights S bind what the LSTM has made of a task to the cue it was met under, by the delta rule and without decay
+(DeltaNet, Yang et al. 2024), and outlive an episode. Keys are k_t = softmax(U cue_t), random features of an exponential kernel
+at first (Choromanski et al. 2021): cues that are much alike still have keys that are not. As in the episodic LSTM (`eplstm`) a
+gate says how much of what comes back is heard; unlike there gradients go through S from one visit to the next, so what is worth
+keeping is learned.
 What is kept is nearly silent at first and is never the LSTM's input: stacked on it or fed to it, it drowned what is heard now.
 Legend: D token, K key, V outcome.
 """
@@ -18,6 +20,8 @@ from nestmem.memory.base import Aux, Fields, State
 from nestmem.memory.lstm import LSTM
 from nestmem.memory.recurrence import LinearMemory
 from nestmem.memory.registry import register
+
+SPREAD = 2.3  # of the logits of keys, for cues of numbers about 1
 
 
 @register("nested_kept")
@@ -34,7 +38,9 @@ class Kept(Compound):
         kept = LinearMemory(bound.width, bound, decay="none", rule="delta", lifetime="life")
         super().__init__([LSTM(d_model, fields, hidden=hidden), kept], fields)
         self.out = nn.Identity()  # the LSTM answers in the outcome field by itself
-        self.key = nn.Linear(fields.cue if fields is not None and fields.cue else d_model, key_size)
+        seen = fields.cue if fields is not None and fields.cue else d_model
+        self.key = nn.Linear(seen, key_size)
+        nn.init.normal_(self.key.weight, std=SPREAD * seen**-0.5)
         self.gate = nn.Linear(d_model + outcome, outcome)
         nn.init.constant_(self.gate.bias, -2.0)
         self.back = nn.Linear(outcome, outcome, bias=False)
@@ -54,7 +60,7 @@ class Kept(Compound):
         """Token [..., D] to the key [..., K] its task is kept under."""
         if self.fields is not None and self.fields.cue:
             token = self.fields.split(token)[1]
-        key: Tensor = self.key(token).tanh()
+        key: Tensor = self.key(token).softmax(-1)
         return key
 
     def outcome(self, token: Tensor) -> Tensor:

@@ -46,6 +46,20 @@ def test_a_cue_brings_back_what_was_kept_under_it_and_the_key_is_the_cue_alone()
     assert kept.norm() > 0 and not torch.allclose(kept, unseen)
 
 
+def test_cues_that_are_much_alike_have_keys_that_are_less_so():
+    torch.manual_seed(3)
+    fields = Fields(content=1, cue=10, outcome=2, labels=False)
+    memory = build("nested_kept", fields.width, fields, key_size=256)
+    one = torch.randint(2, (200, 10)) * 2.0 - 1
+    other = one.clone()
+    other[:, :2] *= -1  # two bits of ten: the cosine of the cues is .6
+
+    def key(cue):
+        return memory.where(torch.nn.functional.pad(cue, (1, 2)))
+
+    assert torch.nn.functional.cosine_similarity(key(one), key(other)).mean() < 0.45
+
+
 def test_what_is_kept_is_nearly_silent_at_first():
     memory = build("nested_kept", FIELDS.width, FIELDS)
     opened = memory.gate(torch.randn(100, FIELDS.width + FIELDS.outcome)).sigmoid()
