@@ -38,12 +38,14 @@ from nestmem.memory.titans import NeuralMemory
 
 
 class Compound(Memory):
-    """Base of what is made of other memories, `parts`, whose states it keeps side by side. The first has the width of a token."""
+    """Base of what is made of other memories, `parts`, whose states it keeps side by side."""
 
     def __init__(self, parts: Sequence[Memory], fields: Fields | None):
         super().__init__()
         if not parts:
             raise ValueError("parts: expected at least one memory, got none")
+        if len(widths := {part.d_model for part in parts}) > 1:
+            raise ValueError(f"parts: expected one d_model for all, got {sorted(widths)}")
         self.d_model, self.fields = parts[0].d_model, fields
         check_fields(fields, self.d_model)
         self.parts: Any = nn.ModuleList(parts)  # Any: a ModuleList forgets what its modules are
@@ -70,7 +72,6 @@ class Stack(Compound):
     """`Stack([Titans(64), Window(64)])`: each memory reads what the one before has added to the token."""
 
     def __init__(self, parts: Sequence[Memory], fields: Fields | None = None):
-        check_widths(parts)
         super().__init__(parts, fields)
         self.norms = nn.ModuleList(Scale(self.d_model) for _ in parts)
 
@@ -99,7 +100,6 @@ class Gated(Compound):
     """`Gated(Window(64), Titans(64))`: what the second memory says opens and closes the first, channel by channel."""
 
     def __init__(self, first: Memory, second: Memory, fields: Fields | None = None):
-        check_widths([first, second])
         super().__init__([first, second], fields)
         self.norms = nn.ModuleList(Scale(self.d_model) for _ in self.parts)
 
@@ -227,11 +227,6 @@ class Scale(nn.Module):
 def gate(first: Tensor, second: Tensor, norms: Any) -> Tensor:
     opened: Tensor = norms[0](first) * norms[1](second).sigmoid()
     return opened
-
-
-def check_widths(parts: Sequence[Memory]) -> None:
-    if len(widths := {part.d_model for part in parts}) > 1:
-        raise ValueError(f"parts: expected one d_model for all, got {sorted(widths)}")
 
 
 def joint_spec(parts: Sequence[Memory]) -> MemorySpec:

@@ -14,14 +14,14 @@ def test_fast_weights_outlive_an_episode_and_gradients_go_through_them():
     first, second = torch.randn(2, 3, 7, FIELDS.width, requires_grad=True)
     _, state = memory(first)
     done = torch.tensor([True, False, True])
-    working, kept = memory.reset(state, done)
+    working, kept, _ = memory.reset(state, done)
     assert (working.h[done] == 0).all() and (working.h[~done] != 0).any()
-    assert torch.equal(kept.s, state[1].s) and kept.s.abs().sum() > 0
+    assert torch.equal(kept.s, state.kept.s) and kept.s.abs().sum() > 0
     y, _ = memory(second, memory.reset(state, torch.ones(3, dtype=torch.bool)))
     (reaches,) = torch.autograd.grad(y.sum(), first)
     assert (reaches.abs().sum((1, 2)) > 0).all()
     emptied = memory.reset(state, torch.ones(3, dtype=torch.bool), until="life")
-    assert emptied[1].s.abs().sum() == 0
+    assert emptied.kept.s.abs().sum() == 0
 
 
 def test_a_cue_brings_back_what_was_kept_under_it_and_the_key_is_the_cue_alone():
@@ -37,13 +37,28 @@ def test_a_cue_brings_back_what_was_kept_under_it_and_the_key_is_the_cue_alone()
 
     state = visit(b, visit(a, memory.initial_state(1)))
     token = torch.cat([torch.randn(5), a, torch.zeros(4)])[None]
-    kept = memory.parts[1].read(torch.cat([memory.where(token), torch.zeros(1, 4)], -1), state[1])[0]
+    kept = memory.kept.read(torch.cat([memory.key(token), torch.zeros(1, 4)], -1), state.kept)[0]
     other = token.clone()
     other[:, :5] += 1
-    assert torch.equal(memory.where(token), memory.where(other))
+    assert torch.equal(memory.key(token), memory.key(other))
     other[:, 5:8] = torch.randn(3)
-    unseen = memory.parts[1].read(torch.cat([memory.where(other), torch.zeros(1, 4)], -1), state[1])[0]
+    unseen = memory.kept.read(torch.cat([memory.key(other), torch.zeros(1, 4)], -1), state.kept)[0]
     assert kept.norm() > 0 and not torch.allclose(kept, unseen)
+
+
+def test_the_last_answer_of_a_visit_is_kept_under_its_own_cue():
+    torch.manual_seed(4)
+    memory = build("nested_kept", FIELDS.width, FIELDS, hidden=6, key_size=16)
+    tokens, following = torch.randn(1, 7, FIELDS.width), torch.randn(1, 1, FIELDS.width)
+    _, ended = memory(tokens)
+    begun = memory.reset(ended, torch.ones(1, dtype=torch.bool))
+    _, state = memory(following, begun)
+    key = torch.nn.functional.normalize(memory.key(tokens[:, -1]), dim=-1)[0]
+    change = (state.kept.s - ended.kept.s)[0, 0]  # [K, V], a multiple of key x (what was said - what was known)
+    wanted = torch.outer(key, ended.said[0] - key @ ended.kept.s[0, 0])
+    rate = (change * wanted).sum() / wanted.square().sum()
+    assert 0 < rate < 1
+    assert torch.allclose(change, rate * wanted, atol=1e-6)
 
 
 def test_cues_that_are_much_alike_have_keys_that_are_less_so():
@@ -55,7 +70,7 @@ def test_cues_that_are_much_alike_have_keys_that_are_less_so():
     other[:, :2] *= -1  # two bits of ten: the cosine of the cues is .6
 
     def key(cue):
-        return memory.where(torch.nn.functional.pad(cue, (1, 2)))
+        return memory.key(torch.nn.functional.pad(cue, (1, 2)))
 
     assert torch.nn.functional.cosine_similarity(key(one), key(other)).mean() < 0.45
 
@@ -70,4 +85,4 @@ def test_without_a_cue_the_token_is_the_key():
     torch.manual_seed(2)
     memory = build("nested_kept", 8)
     first, second = torch.randn(2, 8)
-    assert not torch.allclose(memory.where(first), memory.where(second))
+    assert not torch.allclose(memory.key(first), memory.key(second))
