@@ -62,8 +62,6 @@ PUBLISHED = {
     "mdp-10": [("RL2, TRPO-GRU", 156.2), ("PSRL", 138.1), ("BEB", 150.2)],
     "mdp-25": [("RL2, TRPO-GRU", 445.7), ("PSRL", 408.8), ("OPSRL", 425.2)],
 }
-
-
 PULLS = {"1": "first-visit-rl", "2": "recurrence-savings-rl"}
 
 
@@ -146,7 +144,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for claim, method, visit in by_visit:
         flat, each = by_visit.get((claim, "RL2, LSTM", visit), {}), by_visit[claim, method, visit]
         seeds = sorted(flat.keys() & each.keys())
-        if not seeds or "shuffled" in method or "RL2, LSTM" in method:
+        if not seeds or "shuffled" in method or method == "RL2, LSTM":
             continue
         if claim == "barcode-regret" and visit == "2":
             shared = {seed: each[seed] / flat[seed] for seed in seeds}

@@ -23,10 +23,10 @@ def test_ratios_pair_seeds_and_leave_controls_out():
 
     rows = [
         row("RL2, LSTM, visit 2", "barcode-regret", {"0": 0.2, "1": 0.4}),
-        row("RL2, ours, visit 2", "barcode-regret", {"0": 0.02, "1": 0.02, "2": 9.0}),
-        row("RL2, ours, barcodes shuffled, visit 2", "barcode-regret", {"0": 0.3}),
+        row("RL2, LSTM beside ours, visit 2", "barcode-regret", {"0": 0.02, "1": 0.02, "2": 9.0}),
+        row("RL2, LSTM beside ours, barcodes shuffled, visit 2", "barcode-regret", {"0": 0.3}),
         row("RL2, LSTM, visit 2", "barcode-pulls", {"0": 8.0, "1": 8.0}),
-        row("RL2, ours, visit 2", "barcode-pulls", {"0": 1.0, "1": 4.0}),
+        row("RL2, LSTM beside ours, visit 2", "barcode-pulls", {"0": 1.0, "1": 4.0}),
     ]
     regret, pulls = rl2.ratios(rows)
     assert (regret["claim"], regret["n"]) == ("barcode-second-visit", 2)
