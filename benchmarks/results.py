@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from nestmem.probes import mean_interval
+from nestmem.probes import geometric_ratio, mean_interval
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -64,6 +64,13 @@ def seeded(
     elif over:
         rest["note"] = "; ".join(filter(None, [rest.get("note"), f"interval over {over}"]))
     return row(claim, method, mean.mean, n=mean.n, **rest) | {"recipe": recipe, "each": dict(sorted(each.items()))}
+
+
+def paired_ratio(claim: str, method: str, over: list[float], under: list[float]) -> dict[str, Any]:
+    """A row of the geometric mean of over[i] / under[i], seed by seed."""
+    i = geometric_ratio(over, under, paired=True)
+    low, high = (i.low, i.high) if i.n > 1 else (None, None)
+    return row(claim, method, i.mean, low=low, high=high, n=i.n, unit="ratio")
 
 
 def recipe(config: DictConfig, step: int) -> str:

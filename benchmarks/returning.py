@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from algos import jobs
-from benchmarks.results import common, merged, recipe, row, save, seeded
-from nestmem.probes import geometric_ratio
+from benchmarks.results import common, merged, paired_ratio, recipe, save, seeded
 
 WORLDS = {"ml1_recurring": "arm", "reach_recurring": "point"}
 TITLES = {
@@ -49,12 +48,8 @@ def collect() -> None:
         for memory, flat in found.items():
             seeds = sorted(ours.keys() & flat.keys())
             for claim, name in RATIOS.items() if seeds else ():
-                steps = ([each[s]["numbers"][name]["mean"] for s in seeds] for each in (flat, ours))
-                i = geometric_ratio(*steps, paired=True)
-                low, high = (i.low, i.high) if i.n > 1 else (None, None)
-                rows.append(
-                    row(claim, f"{memory} over nested, {world}", i.mean, low=low, high=high, n=i.n, unit="ratio")
-                )
+                over, under = ([each[s]["numbers"][name]["mean"] for s in seeds] for each in (flat, ours))
+                rows.append(paired_ratio(claim, f"{memory} over nested, {world}", over, under))
     save("returning", merged("returning", rows))
 
 

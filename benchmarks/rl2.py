@@ -22,12 +22,12 @@ from omegaconf import OmegaConf
 
 from algos import jobs
 from algos.rl2 import RL2Problem, maker, regret_by_visit
-from benchmarks.results import common, load, merged, recipe, row, save, seeded
+from benchmarks.results import common, load, merged, paired_ratio, recipe, row, save, seeded
 from envs.bandit_baselines import optimum
 from envs.bandits import Barcodes
 from envs.trials import Trials
 from nestmem.memory.base import state_bytes
-from nestmem.probes import geometric_ratio, mean_interval
+from nestmem.probes import mean_interval
 
 ROOT = Path("runs/rl2")
 RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
@@ -150,11 +150,8 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             shared = {seed: each[seed] / flat[seed] for seed in seeds}
             found.append(seeded("rl2", "barcode-second-visit", f"{method} over LSTM", shared, "", unit="ratio"))
         if claim == "barcode-pulls" and visit in PULLS:
-            i = geometric_ratio([flat[seed] for seed in seeds], [each[seed] for seed in seeds], paired=True)
-            low, high = (i.low, i.high) if i.n > 1 else (None, None)
-            found.append(
-                row(PULLS[visit], f"LSTM over {method}, barcodes", i.mean, low=low, high=high, n=i.n, unit="ratio")
-            )
+            over, under = [flat[seed] for seed in seeds], [each[seed] for seed in seeds]
+            found.append(paired_ratio(PULLS[visit], f"LSTM over {method}, barcodes", over, under))
     return found
 
 
