@@ -38,20 +38,7 @@ RUNS: dict[str, tuple[str, list[str], str]] = {  # name: claim, options, title
     "bandit500": ("bandit-500-5", ["experiment=bandit500", "algo.start={bandit100-end}"], "RL2, linear attention"),
     "mdp10": ("mdp-10", ["experiment=mdp10"], "RL2, linear attention"),
     "mdp25": ("mdp-25", ["experiment=mdp25", "algo.start={mdp10}"], "RL2, linear attention"),
-    "barcode": ("barcode", ["experiment=barcode"], "RL2, nested"),
-    "barcode-end": (
-        "barcode",
-        ["experiment=barcode", "algo.start={barcode}", "algo.entropy=5e-4", "trainer.lr=1e-3", "trainer.steps=40"],
-        "RL2, second stage, nested",
-    ),
-    "barcode-kept": (
-        "barcode",
-        [
-            *("experiment=barcode", "memory=nested_kept", "memory.key_size=256"),
-            *("algo.credit=regret", "algo.baseline=informed", "algo.minibatches=8"),
-        ],
-        "RL2, LSTM beside kept fast weights",
-    ),
+    "barcode-kept": ("barcode", ["experiment=barcode", "memory.key_size=256"], "RL2, nested: LSTM, kept fast weights"),
     "barcode-lstm": ("barcode", ["experiment=barcode", "memory=lstm"], "RL2, LSTM"),
     "barcode-eplstm": ("barcode", ["experiment=barcode", "memory=eplstm"], "RL2, episodic LSTM"),
 }
