@@ -1,12 +1,14 @@
 """Kept: a nested memory for tasks that come back, an LSTM that forgets between visits beside fast weights that do not.
 
-    a_t = LSTM(x_t);  S <- S + b k_{t-1} (a_{t-1} - S^T k_{t-1})^T;  y_t = a_t + sigmoid(W [x_t, a_t]) * V S^T k_t
+    a_t = LSTM(x_t);  S <- S + b k_{t-1} (a_{t-1} + C o_t - S^T k_{t-1})^T;  y_t = a_t + sigmoid(W [x_t, a_t]) * V S^T k_t
 The fast weights S bind what the LSTM has made of a task to the cue it was met under, by the delta rule and without decay
-(DeltaNet, Yang et al. 2024), and outlive an episode. Keys are k_t = softmax(U cue_t), random features of an exponential kernel
-at first (Choromanski et al. 2021): cues that are much alike still have keys that are not. As in the episodic LSTM (`eplstm`) a
-gate says how much of what comes back is heard; unlike there gradients go through S from one visit to the next, so what is worth
-keeping is learned. What is recalled at a step was written before it, so that a visit begins with what the last one ended with.
-What is kept is nearly silent at first and is never the LSTM's input: stacked on it or fed to it, it drowned what is heard now.
+(DeltaNet, Yang et al. 2024), and outlive an episode. What came of a step, o_t, arrives one step later, that of a visit's last
+one when the LSTM has forgotten the visit; a linear map, zero at first, adds it to what is kept. Keys are k_t = softmax(U cue_t),
+random features of an exponential kernel at first (Choromanski et al. 2021): cues that are much alike still have keys that are
+not. As in the episodic LSTM (`eplstm`) a gate says how much of what comes back is heard; unlike there gradients go through S
+from one visit to the next, so what is worth keeping is learned. What is recalled at a step was written before it, so that a
+visit begins with what the last one ended with. What is kept is nearly silent at first and is never the LSTM's input: stacked on
+it or fed to it, it drowned what is heard now.
 Legend: D token, K key, V outcome.
 """
 
@@ -55,6 +57,8 @@ class Kept(Memory):
         self.gate = nn.Linear(d_model + outcome, outcome)
         nn.init.constant_(self.gate.bias, -2.0)
         self.back = nn.Linear(outcome, outcome, bias=False)
+        self.came = nn.Linear(outcome, outcome, bias=False)
+        nn.init.zeros_(self.came.weight)
 
     def initial_state(self, batch_size: int) -> KeptState:
         said = self.back.weight.new_zeros(batch_size, self.back.in_features)
@@ -71,7 +75,7 @@ class Kept(Memory):
     def run(self, x: Tensor, state: KeptState) -> tuple[Tensor, KeptState, Aux]:
         answer, working, _ = self.working.run(x, state.working)
         said = self.outcome(answer)
-        due = torch.cat([state.said[:, None], said[:, :-1]], 1)
+        due = torch.cat([state.said[:, None], said[:, :-1]], 1) + self.came(self.outcome(x))
         recalled, kept, aux = self.kept.run(torch.cat([self.key(x), due], -1), state.kept)
         return self.both(x, said, recalled), KeptState(working, kept, said[:, -1]), aux
 

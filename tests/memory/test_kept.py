@@ -86,3 +86,19 @@ def test_without_a_cue_the_token_is_the_key():
     memory = build("nested_kept", 8)
     first, second = torch.randn(2, 8)
     assert not torch.allclose(memory.key(first), memory.key(second))
+
+
+def test_what_came_of_the_last_step_of_a_visit_is_kept_under_its_cue():
+    torch.manual_seed(5)
+    memory = build("nested_kept", FIELDS.width, FIELDS, hidden=6, key_size=16)
+    torch.nn.init.eye_(memory.came.weight)
+    tokens, following = torch.randn(1, 7, FIELDS.width), torch.randn(1, 1, FIELDS.width)
+    _, ended = memory(tokens)
+    begun = memory.reset(ended, torch.ones(1, dtype=torch.bool))
+    _, state = memory(following, begun)
+    key = torch.nn.functional.normalize(memory.key(tokens[:, -1]), dim=-1)[0]
+    change = (state.kept.s - ended.kept.s)[0, 0]
+    wanted = torch.outer(key, ended.said[0] + memory.outcome(following)[0, 0] - key @ ended.kept.s[0, 0])
+    rate = (change * wanted).sum() / wanted.square().sum()
+    assert 0 < rate < 1
+    assert torch.allclose(change, rate * wanted, atol=1e-6)
