@@ -71,7 +71,9 @@ GOALS: dict[str, tuple[Goal, str]] = {
     "rl2-vs-sb3-bandit": (at_least(2), ""),
     "rl2-vs-sb3-ml1": (at_least(1), ""),
     "rollout-efficiency": (at_least(80), ""),
-    "barcode-second-visit": (at_most(0.1), "RL2, second stage, nested over LSTM"),
+    "barcode-second-visit": (at_most(0.1), "RL2, nested: LSTM, kept fast weights over LSTM"),
+    "recurrence-savings-rl": (("interval above 1", lambda row: (row["low"] or 0) > 1), ""),
+    "first-visit-rl": (("interval not below 1", lambda row: (row["high"] or 0) >= 1), ""),
     "bayes-gain-a": (at_least(0.95), LEAKY),
     "bayes-gain-b": (at_least(0.9), LEAKY),
     "bayes-gain-c": (at_least(0.8), LEAKY),
@@ -185,7 +187,14 @@ SECTIONS = {
         *(f"ml1-{part}" for part in ("reach-any", "reach-final", "reach-adaptation", "evaluators")),
         "rl2-vs-sb3-bandit", "rl2-vs-sb3-ml1", "rollout-efficiency", "rollout-runner",
     ],
-    "rl": ["bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25", "barcode", "barcode-second-visit"],
+    "rl": [
+        "bandit-10-5", "bandit-100-5", "bandit-500-5", "mdp-10", "mdp-25",
+        "barcode", "barcode-regret", "barcode-pulls", "barcode-second-visit",
+    ],
+    "returning": [
+        *(f"rl-steps-{what}" for what in ("first-visit", "second-visit", "saved")), "rl-returning-any", "rl-returning-final",
+        "first-visit-rl", "recurrence-savings-rl",
+    ],
     "memory-speed": [
         "titans-vs-titans-pytorch-cpu", "titans-vs-titans-pytorch-gpu", "titans-vs-titans-pytorch-renewed-cpu",
         "titans-vs-titans-unofficial-cpu",
