@@ -99,7 +99,8 @@ class RL2Problem:
 
     def update(self, optimize: Optimize) -> dict[str, float]:
         """One rollout, some epochs of minibatches; every minibatch holds whole trials."""
-        algo, found = self.algo, ppo.collect(self.learner, self.env, self.algo.clear, self.generator)
+        algo = self.algo
+        found = ppo.collect(self.learner, self.env, algo["clear"], self.generator)  # algo.clear is a method of configs
         values = self.terms.scale * found.values
         rewards = self.credited(found)
         if algo.baseline == "linear":
@@ -157,7 +158,7 @@ class RL2Problem:
         env, seed = self.make_env(trials, split, **changes), self.seeds[split]
         generator = torch.Generator(self.device).manual_seed(seed)
         self.learner.eval()
-        found = ppo.collect(self.learner, env, clear or self.algo.clear, generator, seed, greedy, blind)
+        found = ppo.collect(self.learner, env, clear or self.algo["clear"], generator, seed, greedy, blind)
         self.learner.train()
         return env, found
 

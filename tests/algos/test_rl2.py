@@ -76,6 +76,21 @@ def test_what_was_done_is_what_is_learned_from(memory, clear):
         torch.testing.assert_close(values, found.values, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("clear", "times"), [("task", 0), ("episode", 3)])
+def test_what_a_run_says_about_clearing_is_done_in_updates_and_in_tests(clear, times, tmp_path, monkeypatch):
+    config = configure([*BARCODES, "memory=lstm", f"algo.clear={clear}", f"run={tmp_path}"])
+    updates, cleared = Updates(build.problem(config)), []
+    memory = updates.learner.memory
+    reset = memory.reset
+    monkeypatch.setattr(memory, "reset", lambda state, done: cleared.append(done.all()) or reset(state, done))
+    env, found = updates.problem.play("val", 5)
+    assert env.episodes == 4 and cleared == times * [True] and (found.reset is not None) == bool(times)
+    whole, learned = updates.learner.whole, []
+    monkeypatch.setattr(updates.learner, "whole", lambda seen, reset: learned.append(reset) or whole(seen, reset))
+    updates.update()
+    assert learned and all((reset is not None) == bool(times) for reset in learned)
+
+
 @pytest.mark.parametrize(("clear", "crosses"), [("task", True), ("episode", False)])
 def test_gradients_cross_episodes_unless_the_memory_is_cleared(clear, crosses):
     env = MDPs(4, episodes=2, horizon=3)
