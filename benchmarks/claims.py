@@ -137,8 +137,9 @@ def table(rows: list[Row], claims: list[str]) -> str:
             seconds = "" if row["wall_s"] is None else f"{row['wall_s']:.0f}"
             n = row["n"] or "published"
             value = f"{row['value']:.4g}{interval(row)} {row['unit']}"
-            seeds = ", ".join(f"{x:.4g}" for x in row.get("each", {}).values())
-            note = f"seeds {seeds}; {row['note']}" if row["n"] > 1 and seeds else row["note"]
+            each = ", ".join(f"{x:.4g}" for x in row.get("each", {}).values())
+            seeds = f"seeds {each}" if row["n"] > 1 and each else ""
+            note = "; ".join(part for part in (seeds, row["note"]) if part)
             lines.append(f"| {row['claim']} | {row['method']} | {value} | {n} | {seconds} | {note} |")
     return "\n".join(lines)
 
