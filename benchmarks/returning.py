@@ -5,7 +5,8 @@
     python -m benchmarks.returning                                                         rows of the runs that are finished
 
 Steps to the goal, of 75, 75 where it is never met; mean of the test's goals in each run, interval over seeds, or over trials if
-there is one. Ratios are of steps of the flat memory over the nested one's, seed by seed.
+there is one. Ratios are of steps of the flat memory over the nested one's, seed by seed. Beside them, the fewest steps there can
+be: of who knows the goal and heads for it as fast as can be.
 """
 
 from __future__ import annotations
@@ -14,8 +15,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from algos import jobs
-from benchmarks.results import common, merged, paired_ratio, recipe, save, seeded
+from algos.goal_trials import steps_to_goal
+from algos.rl2 import maker
+from benchmarks.results import common, merged, paired_ratio, recipe, row, save, seeded
+from envs.meta_world import MetaWorld
+from envs.trials import Array
+from nestmem.probes import mean_interval
 
 WORLDS = {"ml1_recurring": "arm", "reach_recurring": "point"}
 TITLES = {
@@ -34,6 +42,30 @@ CLAIMS = {
 RATIOS = {"first-visit-rl": FIRST, "recurrence-savings-rl": SECOND}
 
 
+GOALS, GAIN = 50, 20.0  # of the test; an action per metre of way left: full speed but for the last five centimetres
+
+
+def knowing(env: Any, world: str) -> dict[str, Any]:
+    """A row of one who knows every goal of env and heads for it."""
+    env.reset(seed=0)
+    met: list[Array] = []
+    for _ in range(env.steps):
+        actions = np.zeros((env.num_envs, *env.single_action_space.shape), np.float32)
+        actions[:, :3] = (GAIN * np.subtract(*goal_and_hand(env))).clip(-1, 1)
+        env.step(actions)
+        met.append(env.success.copy())
+    steps = mean_interval(steps_to_goal(np.stack(met, 1), env.episodes)[:, 0])
+    bounds = {"low": steps.low, "high": steps.high, "n": GOALS, "unit": "steps", "note": "interval over goals"}
+    return row("rl-steps-first-visit", f"who knows the goal, {world}", steps.mean, **bounds)
+
+
+def goal_and_hand(env: Any) -> tuple[Array, Array]:
+    """Where the goals and the hands are now, both [N, 3] in metres."""
+    if isinstance(env, MetaWorld):
+        return np.array([env.task(i).vector[-3:] for i in env.rows]), env.seen[:, :3]
+    return env.goal, env.hand
+
+
 def collect() -> None:
     rows: list[dict[str, Any]] = []
     for experiment, world in WORLDS.items():
@@ -41,6 +73,10 @@ def collect() -> None:
         for memory, title in TITLES.items():
             runs = sorted(path.parent for path in Path(f"runs/compare-{experiment}/{memory}").glob("s*/result.json"))
             if runs:
+                if not found:
+                    rows.append(
+                        knowing(maker(jobs.stored_config(runs[0]).env)(GOALS, "test", tasks=1, visits=1), world)
+                    )
                 found[memory] = results = {run.name[1:]: json.loads((run / "result.json").read_text()) for run in runs}
                 made_by = common(recipe(jobs.stored_config(run), results[run.name[1:]]["step"]) for run in runs)
                 rows += method_rows(f"{title}, {world}", results, made_by)
