@@ -31,15 +31,14 @@ TITLES = {
     "lstm": "RL2, LSTM",
     "eplstm": "RL2, episodic LSTM",
 }
-FIRST, SECOND = "steps to the goal on the first visit", "steps to the goal on the second visit"
 CLAIMS = {
-    "rl-steps-first-visit": (FIRST, "steps"),
-    "rl-steps-second-visit": (SECOND, "steps"),
+    "rl-steps-first-visit": ("steps to the goal on the first visit", "steps"),
+    "rl-steps-second-visit": ("steps to the goal on the second visit", "steps"),
     "rl-steps-saved": ("steps to the goal saved by the second visit", "steps"),
     "rl-returning-any": ("success at any step, %", "percent"),
     "rl-returning-final": ("success at the last step, %", "percent"),
 }
-RATIOS = {"first-visit-rl": FIRST, "recurrence-savings-rl": SECOND}
+RATIOS = {"first-visit-rl": "rl-steps-first-visit", "recurrence-savings-rl": "rl-steps-second-visit"}
 GOALS, GAIN = 50, 20.0  # of the test; an action per metre of way left: full speed but for the last five centimetres
 
 
@@ -64,20 +63,28 @@ def collect() -> None:
     rows: list[dict[str, Any]] = []
     for experiment, world in WORLDS.items():
         rows.append(knowing(world))
-        found: dict[str, dict[str, Any]] = {}
         for memory, title in TITLES.items():
             runs = sorted(path.parent for path in Path(f"runs/compare-{experiment}/{memory}").glob("s*/result.json"))
             if runs:
-                found[memory] = results = {run.name[1:]: json.loads((run / "result.json").read_text()) for run in runs}
+                results = {run.name[1:]: json.loads((run / "result.json").read_text()) for run in runs}
                 made_by = common(recipe(jobs.stored_config(run), results[run.name[1:]]["step"]) for run in runs)
                 rows += method_rows(f"{title}, {world}", results, made_by)
-        ours = found.pop("nested_kept", {})
-        for memory, flat in found.items():
-            seeds = sorted(ours.keys() & flat.keys())
-            for claim, name in RATIOS.items() if seeds else ():
-                over, under = ([each[s]["numbers"][name]["mean"] for s in seeds] for each in (flat, ours))
-                rows.append(paired_ratio(claim, f"{memory} over nested, {world}", over, under))
-    save("returning", merged("returning", rows))
+    rows = merged("returning", rows)
+    save("returning", merged("returning", rows + ratios(rows)))
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of flat over nested, of the seeds that both have."""
+    each = {(r["claim"], r["method"]): r.get("each", {}) for r in rows}
+    found = []
+    for world in WORLDS.values():
+        for memory in ("lstm", "eplstm"):
+            for claim, steps in RATIOS.items():
+                flat, ours = (each.get((steps, f"{TITLES[m]}, {world}"), {}) for m in (memory, "nested_kept"))
+                if seeds := sorted(flat.keys() & ours.keys()):
+                    over, under = [flat[s] for s in seeds], [ours[s] for s in seeds]
+                    found.append(paired_ratio(claim, f"{memory} over nested, {world}", over, under))
+    return found
 
 
 def method_rows(title: str, results: dict[str, Any], made_by: str) -> list[dict[str, Any]]:
