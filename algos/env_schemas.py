@@ -111,7 +111,7 @@ class MetaWorld:
 
     name: str = "metaworld"
     benchmark: str = "ML1"  # ML10, ML45
-    task: str = "reach-v3"  # of ML1; several, separated by commas, are dealt to the tasks of a trial in turn
+    task: str = "reach-v3"  # of ML1; several, joined by +, are dealt to the tasks of a trial in turn
     tasks: int = 1  # hidden tasks of a trial
     visits: int = 1  # to each of them, in rounds of random order
     episodes: int = 10  # of a visit

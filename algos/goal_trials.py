@@ -67,6 +67,7 @@ def judge(problem: RL2Problem, split: str, trials: int, thorough: bool) -> Judge
         if horizon != env.horizon:
             _, long = play(problem, split, trials, horizon=horizon, **changes)
             numbers |= {f"{key}, {horizon} steps": value for key, value in table(long, count).items()}
+        numbers |= by_name(env, found, count)
         for name, (rewards, success) in problem.others(env, problem.seeds[split]).items():
             known = table(played(rewards, success, 1), 1)
             numbers |= {f"{key}, {name}": value for key, value in known.items() if "over first" not in key}
@@ -105,6 +106,23 @@ def table(found: Played, scored: int) -> dict[str, Any]:
         "return of an episode, interquartile mean": bootstrap_interval(last),
         "return, scored over first episode": ratio_interval(last, first, paired=True),
     }
+
+
+def by_name(env: Any, found: Played, scored: int) -> dict[str, Any]:
+    """Successes of each of the tasks alone, if trials are of several."""
+    names = np.array([mine[0].name for mine in env.tasks_of]) if len(getattr(env, "names", ())) > 1 else np.array([])
+    numbers = {}
+    for name in sorted(set(names)):
+        alone = table(Played(*(values[names == name] for values in found)), scored)
+        numbers |= {f"{key}, {name}": value for key, value in alone.items() if key.startswith("success")}
+    return numbers
+
+
+def protocol(problem: RL2Problem, split: str, trials: int, horizon: int = 0) -> dict[str, Any]:
+    """Numbers of the scored episodes, after those to adapt in. horizon: steps of an episode, 0: as in training."""
+    adapt, scored, _ = problem.protocol
+    env, found = play(problem, split, trials, episodes=adapt + scored, horizon=horizon or problem.env.horizon)
+    return table(found, scored) | by_name(env, found, scored)
 
 
 def curves(found: Played) -> dict[str, Line]:

@@ -76,8 +76,8 @@ def evaluate(run: str, overrides: list[str]) -> dict[str, Any]:
     config = stored_config(Path(run))
     if "ways" not in config.env:
         raise UserError(
-            f"{run}: eval asks for other few-shot tasks, with text=FILE for bits per byte of a text, or with lengths=N for "
-            f"recall on longer streams; this run is of env={config.env.name}; see its report"
+            f"{run}: eval asks for other few-shot tasks, with text=FILE for bits per byte of a text, with lengths=N for recall on "
+            f"longer streams, or with trials=N for trials of new tasks; this run is of env={config.env.name}; see its report"
         )
     if (known["ways"] or 1) > config.env.ways:
         raise UserError(f"ways: this model was trained for {config.env.ways} ways, got {known['ways']}")

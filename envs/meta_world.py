@@ -42,7 +42,7 @@ class Task(NamedTuple):
 
 
 class MetaWorld(Simulated):
-    """trials: N. benchmark: ML1, ML10 or ML45. task: of ML1; several are separated by commas. split: train, val or test; outside
+    """trials: N. benchmark: ML1, ML10 or ML45. task: of ML1; several are joined by +. split: train, val or test; outside
     training, trials go through the goals in order. goals: of each task and split. mixed: training pairs where things lie with the
     goal of another of its tasks, anew in every trial, so that what is seen does not give the goal away. seed: of the goals.
     film: take a picture of the first trial every so many steps, 0: none."""
@@ -211,7 +211,7 @@ def names(benchmark: str, task: str, split: str) -> list[str]:
         raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     match benchmark:
         case "ML1":
-            found = [name.strip() for name in task.split(",")]
+            found = [name.strip() for name in task.split("+")]
             for name in found:
                 if name not in package().ALL_V3_ENVIRONMENTS:
                     known = ", ".join(package().ALL_V3_ENVIRONMENTS)

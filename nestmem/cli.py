@@ -24,6 +24,8 @@ nestmem: continual meta-learning with nested fast and slow memory
                                          accuracy on streams of any length, by a run of env=recall or babilong
   nestmem eval RUN session=N [of=2 store=PATH streams=32 split=val|test]
                                          recurring streams that go on over several processes, with a store in between
+  nestmem eval RUN trials=N [split=val|test horizon=H]
+                                         trials of new tasks, by the newest weights of a run of algo=rl2 or maml_rl, finished or not
   nestmem generate RUN [prompt=TEXT file=FILE tokens=300 temperature=0.8 seed=0]
                                          the prompt's continuation, after the memory has read FILE
   nestmem sequential RUN [trajectories=10 classes=600 order=random|listing seed=0]
@@ -88,7 +90,12 @@ def _eval(arguments: list[str]) -> int:
         del arguments[at : at + 2]
     if not arguments or "=" in arguments[0]:
         raise UserError("eval: expected the folder of a run first, as in: nestmem eval RUN ways=5")
-    other = {"text": "algos.text_run", "lengths": "algos.recall_run", "session": "algos.sessions"}
+    other = {
+        "text": "algos.text_run",
+        "lengths": "algos.recall_run",
+        "session": "algos.sessions",
+        "trials": "algos.trials_run",
+    }
     module = next(
         (module for name, module in other.items() if any(a.startswith(f"{name}=") for a in arguments[1:])), None
     )

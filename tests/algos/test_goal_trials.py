@@ -26,6 +26,13 @@ RECURRING = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("small") / "run"
+    fitted(run, SMALL)
+    return run
+
+
 def test_a_run_from_the_command_line(tmp_path):
     run = tmp_path / "run"
     assert main(["train", *SMALL, "algo.infer=0.5", f"run={run}"]) == 0
@@ -46,6 +53,32 @@ def test_a_run_from_the_command_line(tmp_path):
         assert film.format == "GIF" and film.size == (160, 160) and film.n_frames == 1
     held = load_file(run / "checkpoints/step-00000004/tensors.safetensors")
     assert held["learner.normal.count"] == held["learner.pay.count"] == 4 * 4 * 10
+
+
+def test_an_unfinished_run_is_asked_and_tasks_are_told_apart(tmp_path):
+    fitted(tmp_path / "whole", [*SMALL, "env.task=reach-v3+push-v3"])
+    run, page = cut(tmp_path / "whole", tmp_path / "part", step=2), tmp_path / "page.json"
+    assert main(["eval", str(run), "trials=4", "split=val", "horizon=7", "--json", str(page)]) == 0
+    result = json.loads(page.read_text())
+    assert (result["step"], result["split"]) == (2, "val")
+    numbers = result["numbers"]
+    whole, *alone = (numbers[f"success at any step, %{name}"] for name in ("", ", reach-v3", ", push-v3"))
+    assert [part["n"] for part in (whole, *alone)] == [4, 2, 2]
+    assert whole["mean"] == np.mean([part["mean"] for part in alone])
+    assert 0 < numbers["return of an episode"]["mean"] <= 7 * 10
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["trials=0"], "trials, horizon: expected whole numbers of at least 1, got 0 and 0"),
+        (["trials=2", "split=train"], "split: expected val or test, got 'train'"),
+        (["trials=2", "horizon=501"], "env.horizon: expected 1 to 500 steps, got 501"),
+    ],
+)
+def test_bad_questions_to_a_run_are_told(given, said, small_run, capsys):
+    assert main(["eval", str(small_run), *given]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [SMALL, RECURRING], ids=["reach", "recurring"])

@@ -145,7 +145,7 @@ def test_quaternions_are_those_of_scipy():
 
 
 def test_saved_halfway_it_goes_on_bit_for_bit():
-    options = dict(task="reach-v3,push-v3", tasks=2, visits=2, episodes=1, drift=0.02, bits=4)
+    options = dict(task="reach-v3+push-v3", tasks=2, visits=2, episodes=1, drift=0.02, bits=4)
     env = reach(**options)
     env.reset(seed=5)
     steps(env, 9)
