@@ -118,10 +118,10 @@ def by_name(env: Any, found: Played, scored: int) -> dict[str, Any]:
     return numbers
 
 
-def protocol(problem: RL2Problem, split: str, trials: int, horizon: int = 0) -> dict[str, Any]:
-    """Numbers of the scored episodes, after those to adapt in. horizon: steps of an episode, 0: as in training."""
+def protocol(problem: RL2Problem, split: str, trials: int) -> dict[str, Any]:
+    """Numbers of the scored episodes, after those to adapt in."""
     adapt, scored, _ = problem.protocol
-    env, found = play(problem, split, trials, episodes=adapt + scored, horizon=horizon or problem.env.horizon)
+    env, found = play(problem, split, trials, episodes=adapt + scored)
     return table(found, scored) | by_name(env, found, scored)
 
 

@@ -1,12 +1,13 @@
-"""`nestmem eval RUN trials=N [split=val|test horizon=H]`: what a run that learns to act does in trials of tasks it never met.
+"""`nestmem eval RUN trials=N [split=val|test horizon=H drift=D]`: what a run that learned to act does in new tasks.
 
-The newest checkpoint is asked, so a run that is not finished can be, too. Tasks with a goal are played as the test plays them,
-without its controls: some episodes to adapt in, then those that are scored; where there are several tasks, also for each alone.
+The newest checkpoint is asked, so a run that is not finished can be, too. Trials are judged as in the test, without its controls;
+where a benchmark has several tasks, each alone, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,30 @@ console = Console()
 
 
 def evaluate(run: str, given: Sequence[str]) -> dict[str, Any]:
-    """Numbers over `trials` trials of a split, the same tasks every time; `horizon`: steps of an episode, 0: as in training."""
-    asked = options("eval", given, {"trials": 0, "split": "test", "horizon": 0})
-    trials, split, horizon = asked["trials"], asked["split"], asked["horizon"]
-    if trials < 1 or horizon < 0:
-        raise UserError(f"trials, horizon: expected whole numbers of at least 1, got {trials} and {horizon}")
+    """Numbers over `trials` trials of a split, the same tasks every time. horizon: steps of an episode; drift: how far tasks move;
+    both as in training if they are not given."""
+    asked = options("eval", given, {"trials": 0, "split": "test", "horizon": 0, "drift": 0.0})
+    trials, split = asked["trials"], asked["split"]
+    changes = {name: asked[name] for name in ("horizon", "drift") if any(a.startswith(f"{name}=") for a in given)}
+    if trials < 1:
+        raise UserError(f"trials: expected a whole number of at least 1, got {trials}")
     if split not in ("val", "test"):
         raise UserError(f"split: expected val or test, got {split!r}")
     trainer = jobs.restored(jobs.stored_config(Path(run)))
-    problem = trainer.problem
+    problem, env = trainer.problem, trainer.config.env
     if not isinstance(problem, RL2Problem):
         raise UserError(
             f"{run}: trials= asks runs of algo=rl2 or algo=maml_rl; this one has algo={trainer.config.algo.name}"
         )
-    goal = problem.env.success is not None and not problem.env.revisits
-    if horizon and not goal:
-        raise UserError(
-            f"horizon: only tasks with a goal can go on for longer; this run has env={trainer.config.env.name}"
-        )
+    if missing := next((name for name in changes if name not in env), None):
+        raise UserError(f"{missing}: this run is of env={env.name}, which has no such option")
     for note in trainer.notes:
         console.print(f"{note}; step {trainer.step} is used instead")
-    if goal:
-        numbers = goal_trials.protocol(problem, split, trials, horizon)
-    else:
+    problem.make_env = partial(problem.make_env, **changes)
+    if problem.env.success is None or problem.env.revisits:
         numbers = problem.judge(split, trials, thorough=False).details["numbers"]
+    else:
+        numbers = goal_trials.protocol(problem, split, trials)
     table = Table(title=f"{run} at step {trainer.step}, {trials} trials of {split}")
     for column in ("", "mean", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")

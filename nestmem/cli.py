@@ -24,7 +24,7 @@ nestmem: continual meta-learning with nested fast and slow memory
                                          accuracy on streams of any length, by a run of env=recall or babilong
   nestmem eval RUN session=N [of=2 store=PATH streams=32 split=val|test]
                                          recurring streams that go on over several processes, with a store in between
-  nestmem eval RUN trials=N [split=val|test horizon=H]
+  nestmem eval RUN trials=N [split=val|test horizon=H drift=D]
                                          trials of new tasks, by the newest weights of a run of algo=rl2 or maml_rl, finished or not
   nestmem generate RUN [prompt=TEXT file=FILE tokens=300 temperature=0.8 seed=0]
                                          the prompt's continuation, after the memory has read FILE

@@ -68,10 +68,22 @@ def test_an_unfinished_run_is_asked_and_tasks_are_told_apart(tmp_path):
     assert 0 < numbers["return of an episode"]["mean"] <= 7 * 10
 
 
+def test_returning_goals_are_asked_with_another_drift(tmp_path):
+    run, page = tmp_path / "run", tmp_path / "page.json"
+    fitted(run, RECURRING)
+    found = []
+    for drift in ("0", "0.3"):
+        assert main(["eval", str(run), "trials=2", f"drift={drift}", "--json", str(page)]) == 0
+        found.append(
+            json.loads(page.read_text())["numbers"]["return of the second visit less that of the first"]["mean"]
+        )
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["trials=0"], "trials, horizon: expected whole numbers of at least 1, got 0 and 0"),
+        (["trials=0"], "trials: expected a whole number of at least 1, got 0"),
         (["trials=2", "split=train"], "split: expected val or test, got 'train'"),
         (["trials=2", "horizon=501"], "env.horizon: expected 1 to 500 steps, got 501"),
     ],

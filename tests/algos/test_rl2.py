@@ -56,6 +56,15 @@ def test_a_run_from_the_command_line(trained):
     assert all(f'"{tag}"' in rows for tag in ("val/return", "val/reward", "train/entropy", "train/explained"))
 
 
+def test_a_run_is_asked_again_and_says_the_same(trained, tmp_path, capsys):
+    page = tmp_path / "page.json"
+    assert main(["eval", str(trained), "trials=60", "--json", str(page)]) == 0
+    result = json.loads((trained / "result.json").read_text())
+    assert json.loads(page.read_text())["numbers"]["return"] == result["numbers"]["return"]
+    assert main(["eval", str(trained), "trials=60", "drift=0.1"]) == 2
+    assert "drift: this run is of env=bandits, which has no such option" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [TINY, BARCODES], ids=["bandits", "barcodes"])
 def test_interrupted_and_resumed_is_uninterrupted(options, tmp_path):
     fitted(tmp_path / "whole", options)
