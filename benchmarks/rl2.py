@@ -123,7 +123,7 @@ def pulls_to_most(env: Barcodes, rewards: Any, visit: int) -> float:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For memories and seeds that have an LSTM beside them: their regret on a second visit over its, and its pulls over theirs."""
+    """For nested memories, of seeds that have an LSTM beside them: regret on a second visit over its, and its pulls over theirs."""
     by_visit = {
         (r["claim"], *r["method"].rsplit(", visit ", 1)): r.get("each", {}) for r in rows if ", visit " in r["method"]
     }
@@ -131,7 +131,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for claim, method, visit in by_visit:
         flat, each = by_visit.get((claim, "RL2, LSTM", visit), {}), by_visit[claim, method, visit]
         seeds = sorted(flat.keys() & each.keys())
-        if not seeds or "shuffled" in method or method == "RL2, LSTM":
+        if not seeds or "shuffled" in method or "nested" not in method:
             continue
         if claim == "barcode-regret" and visit == "2":
             shared = {seed: each[seed] / flat[seed] for seed in seeds}

@@ -17,16 +17,17 @@ def test_pulls_are_counted_on_the_visit_that_is_meant():
     assert rl2.pulls_to_most(env, rewards.reshape(50, -1), 0) == 5  # never: one more than there are
 
 
-def test_ratios_pair_seeds_and_leave_controls_out():
+def test_ratios_pair_seeds_and_leave_controls_and_other_memories_out():
     def row(method, claim, each):
         return {"method": method, "claim": claim, "each": each}
 
     rows = [
         row("RL2, LSTM, visit 2", "barcode-regret", {"0": 0.2, "1": 0.4}),
-        row("RL2, LSTM beside ours, visit 2", "barcode-regret", {"0": 0.02, "1": 0.02, "2": 9.0}),
-        row("RL2, LSTM beside ours, barcodes shuffled, visit 2", "barcode-regret", {"0": 0.3}),
+        row("RL2, nested, visit 2", "barcode-regret", {"0": 0.02, "1": 0.02, "2": 9.0}),
+        row("RL2, nested, barcodes shuffled, visit 2", "barcode-regret", {"0": 0.3}),
+        row("RL2, episodic LSTM, visit 2", "barcode-regret", {"0": 0.3}),
         row("RL2, LSTM, visit 2", "barcode-pulls", {"0": 8.0, "1": 8.0}),
-        row("RL2, LSTM beside ours, visit 2", "barcode-pulls", {"0": 1.0, "1": 4.0}),
+        row("RL2, nested, visit 2", "barcode-pulls", {"0": 1.0, "1": 4.0}),
     ]
     regret, pulls = rl2.ratios(rows)
     assert (regret["claim"], regret["n"]) == ("barcode-second-visit", 2)
