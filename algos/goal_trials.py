@@ -99,22 +99,28 @@ def play(problem: RL2Problem, split: str, trials: int, **options: Any) -> tuple[
 def table(found: Played, scored: int) -> dict[str, Any]:
     """Numbers of the last `scored` episodes; intervals are over trials, each of them being a goal."""
     last, first = found.returns[:, -scored:].mean(1), found.returns[:, 0]
-    return {
-        "success at any step, %": mean_interval(100 * found.any[:, -scored:].mean(1)),
-        "success at the last step, %": mean_interval(100 * found.last[:, -scored:].mean(1)),
+    return successes(found, scored) | {
         "return of an episode": mean_interval(last),
         "return of an episode, interquartile mean": bootstrap_interval(last),
         "return, scored over first episode": ratio_interval(last, first, paired=True),
     }
 
 
+def successes(found: Played, scored: int) -> dict[str, Any]:
+    return {
+        "success at any step, %": mean_interval(100 * found.any[:, -scored:].mean(1)),
+        "success at the last step, %": mean_interval(100 * found.last[:, -scored:].mean(1)),
+    }
+
+
 def by_name(env: Any, found: Played, scored: int) -> dict[str, Any]:
-    """Successes of each of the tasks alone, if trials are of several."""
-    names = np.array([mine[0].name for mine in env.tasks_of]) if len(getattr(env, "names", ())) > 1 else np.array([])
-    numbers = {}
-    for name in sorted(set(names)):
-        alone = table(Played(*(values[names == name] for values in found)), scored)
-        numbers |= {f"{key}, {name}": value for key, value in alone.items() if key.startswith("success")}
+    """Successes of each of the tasks alone, if an env deals several to its trials, one to each."""
+    if len(getattr(env, "names", ())) < 2:
+        return {}
+    names, numbers = np.array([name for ((name, _),) in env.tasks_of]), {}
+    for one in np.unique(names):
+        alone = successes(Played(*(values[names == one] for values in found)), scored)
+        numbers |= {f"{key}, {one}": value for key, value in alone.items()}
     return numbers
 
 
@@ -122,7 +128,8 @@ def protocol(problem: RL2Problem, split: str, trials: int) -> dict[str, Any]:
     """Numbers of the scored episodes, after those to adapt in."""
     adapt, scored, _ = problem.protocol
     env, found = play(problem, split, trials, episodes=adapt + scored)
-    return table(found, scored) | by_name(env, found, scored)
+    restarts = {"simulators started anew": env.restarts} if env.restarts else {}
+    return table(found, scored) | by_name(env, found, scored) | restarts
 
 
 def curves(found: Played) -> dict[str, Line]:

@@ -78,7 +78,7 @@ class MetaWorld(Simulated):
                 raise UserError(f"env.{name}: expected at least {least}, got {value}")
         if not 1 <= horizon <= LONGEST:
             raise UserError(f"env.horizon: expected 1 to {LONGEST} steps, got {horizon}")
-        if drift < 0:
+        if not 0 <= drift < np.inf:
             raise UserError(f"env.drift: expected metres of at least 0, got {drift}")
         if bits:
             check_barcodes("env.bits", bits, tasks)

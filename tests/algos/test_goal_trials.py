@@ -86,6 +86,7 @@ def test_returning_goals_are_asked_with_another_drift(tmp_path):
         (["trials=0"], "trials: expected a whole number of at least 1, got 0"),
         (["trials=2", "split=train"], "split: expected val or test, got 'train'"),
         (["trials=2", "horizon=501"], "env.horizon: expected 1 to 500 steps, got 501"),
+        (["trials=2", "drift=nan"], "env.drift: expected metres of at least 0, got nan"),
     ],
 )
 def test_bad_questions_to_a_run_are_told(given, said, small_run, capsys):
