@@ -80,6 +80,10 @@ class MetaWorld(Simulated):
             raise UserError(f"env.horizon: expected 1 to {LONGEST} steps, got {horizon}")
         if not 0 <= drift < np.inf:
             raise UserError(f"env.drift: expected metres of at least 0, got {drift}")
+        if drift and visits < 2:
+            raise UserError(
+                f"env.drift: tasks move before they return; expected env.visits of at least 2, got {visits}"
+            )
         if bits:
             check_barcodes("env.bits", bits, tasks)
         self.names = names(benchmark, task, split)

@@ -283,6 +283,7 @@ def test_where_rendering_does_not_work_one_line_says_so(caplog, monkeypatch):
         ({"horizon": 501}, "env.horizon: expected 1 to 500 steps, got 501"),
         ({"tasks": 0}, "env.tasks: expected at least 1, got 0"),
         ({"drift": -1.0}, "env.drift: expected metres"),
+        ({"drift": 0.1}, "env.drift: tasks move before they return"),
         ({"bits": 1, "tasks": 3}, "env.bits: expected at most 20, and 2\\^bits barcodes for 3 tasks, got 1"),
         ({"split": "all"}, "split: expected one of train, val, test, got 'all'"),
     ],
