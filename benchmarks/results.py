@@ -25,7 +25,8 @@ FOLDER = Path(__file__).parent / "results"
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()}-core CPU"
+    # Instructions decide the order of sums, and with it the last digits that a long training makes large.
+    return f"{os.cpu_count()}-core CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def row(
